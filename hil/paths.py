@@ -49,5 +49,8 @@ def _base(variable: str, default: str) -> Path:
 
 
 def _made(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Path.mkdir(parents=True) gives the parents the umask's mode; ours must all be private.
+    for directory in (*reversed(path.parents), path):
+        if not directory.exists():
+            directory.mkdir(mode=0o700, exist_ok=True)
     return path

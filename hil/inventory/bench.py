@@ -1,0 +1,257 @@
+"""A bench: which instance of which board is wired to what. The one file a lab writes to use hil."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from hil import paths
+from hil.errors import UsageError
+from hil.inventory import yaml_file
+from hil.inventory.board_type import BoardType, load_board_type
+from hil.inventory.yaml_file import Location, Strict
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}\Z")
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class SupplyWire(Strict):
+    """A programmable supply: its dialect and where it listens, `tcp://HOST:PORT`."""
+
+    driver: Literal["scpi"]
+    dialect: str
+    address: str = Field(pattern=r"^tcp://[^:/]+:\d+$")
+
+    @property
+    def host(self) -> str:
+        return self.address.removeprefix("tcp://").rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+
+class LinkWire(Strict):
+    """A netem box driven over SSH: two ports in a bridge, each shaped on its egress."""
+
+    driver: Literal["netem-ssh"]
+    address: str = Field(pattern=r"^ssh://[^@]+@[^:/]+:\d+$")
+    key: Path
+    known_hosts: Path
+    uplink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
+    downlink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
+
+    @property
+    def user(self) -> str:
+        return self.address.removeprefix("ssh://").partition("@")[0]
+
+    @property
+    def host(self) -> str:
+        return self.address.partition("@")[2].rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+
+class PowerWire(Strict):
+    """One supply channel that feeds a board; several are switched in order, off in reverse order."""
+
+    supply: Name
+    channel: int = Field(ge=1)
+    on_delay_s: float = Field(default=0.0, ge=0)
+
+
+class ConsoleWire(Strict):
+    """The board's serial console, as pyserial names the port."""
+
+    port: str
+    baud: int = Field(default=115200, gt=0)
+
+
+class SshWire(Strict):
+    """How to reach the board by SSH: the host key is pinned in `known_hosts`."""
+
+    address: str
+    port: Port = 22
+    user: str = "root"
+    key: Path
+    known_hosts: Path
+
+
+class PayloadWire(SshWire):
+    """The port behind the link emulator. `broker` is the socket of the process that owns the payload namespace."""
+
+    link: Name
+    broker: Path | None = None
+
+
+class BenchBoard(Strict):
+    """One board on the bench."""
+
+    type: str
+    power: tuple[PowerWire, ...] = Field(min_length=1)
+    console: ConsoleWire | None = None
+    payload: PayloadWire | None = None
+    mgmt: SshWire | None = None
+    on_lease_end: Literal["off", "hold"] = "off"
+
+
+class VirtualSupply(Strict):
+    """Which supply of the bench file `hil virtual up` plays, and as which model."""
+
+    supply: Name
+    model: str
+
+
+class VirtualLinkBox(Strict):
+    """Which link of the bench file is a QEMU netem box."""
+
+    link: Name
+
+
+class VirtualBoardWire(Strict):
+    """An emulated board and the supply channel it hangs on."""
+
+    channel: int = Field(ge=1)
+    memory_mib: int = Field(default=1024, ge=256)
+    cpus: int = Field(default=2, ge=1)
+
+
+class PayloadNetwork(Strict):
+    """The ground end of the payload network, inside the namespace."""
+
+    host: str
+    prefix: int = Field(ge=8, le=30)
+
+
+class Virtual(Strict):
+    """What `hil virtual up` starts. Nothing else reads this section."""
+
+    payload_network: PayloadNetwork
+    supply: VirtualSupply
+    link_box: VirtualLinkBox
+    boards: dict[Name, VirtualBoardWire]
+
+
+class BenchFile(Strict):
+    """The bench file as written."""
+
+    schema_: int = Field(alias="schema", ge=1, le=1)
+    name: Name
+    supplies: dict[Name, SupplyWire] = Field(min_length=1)
+    links: dict[Name, LinkWire] = Field(default_factory=dict)
+    boards: dict[Name, BenchBoard] = Field(min_length=1)
+    board_types: str = "../../boards"
+    virtual: Virtual | None = None
+
+    @field_validator("supplies", "links", "boards")
+    @classmethod
+    def _names(cls, value: dict[str, object]) -> dict[str, object]:
+        for name in value:
+            if not _NAME.match(name):
+                raise ValueError(f"name {name!r}: use small letters, digits, '.', '_', '-'")
+        return value
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A checked bench: the file, its identity and the types of its boards."""
+
+    path: Path
+    id: str
+    file: BenchFile
+    types: dict[str, BoardType]
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def state_dir(self) -> Path:
+        return paths.state_dir(self.id)
+
+    @property
+    def runtime_dir(self) -> Path:
+        return paths.runtime_dir(self.id)
+
+    @property
+    def api_socket(self) -> Path:
+        return self.runtime_dir / "api.sock"
+
+    def board(self, name: str | None = None) -> tuple[str, BenchBoard, BoardType]:
+        """The named board, or the only one. Raises UsageError that lists the boards."""
+        boards = self.file.boards
+        if name is None and len(boards) == 1:
+            name = next(iter(boards))
+        if name is None:
+            raise UsageError(f"bench {self.name} has several boards", hint=f"choose one: --board {'|'.join(boards)}")
+        if name not in boards:
+            raise UsageError(f"bench {self.name} has no board {name!r}", hint=f"its boards: {', '.join(boards)}")
+        return name, boards[name], self.types[boards[name].type]
+
+
+def load_bench(path: Path) -> Bench:
+    """Read and cross-check a bench file. Raises UsageError with file, line and the next step."""
+    raw, lines = yaml_file.read(path)
+    name = raw.get("name")
+    identity = paths.bench_id(name if isinstance(name, str) and _NAME.match(name) else "bench", path)
+    variables = {
+        "cache": str(paths.cache_dir()),
+        "state": str(paths.state_dir(identity)),
+        "runtime": str(paths.runtime_dir(identity)),
+        "bench_dir": str(path.resolve().parent),
+    }
+    file = yaml_file.load(path, BenchFile, variables)
+    types = {}
+    for board_name, board in file.boards.items():
+        where: Location = ("boards", board_name)
+        type_path = (path.parent / file.board_types / f"{board.type}.yaml").resolve()
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", board.type) or not type_path.is_file():
+            known = sorted(item.stem for item in type_path.parent.glob("*.yaml"))
+            raise UsageError(
+                f"{path}:{lines[(*where, 'type')]}: `boards.{board_name}.type`: no board type {board.type!r}",
+                hint=_nearest(board.type, known),
+            )
+        types[board.type] = load_board_type(type_path)
+        for index, wire in enumerate(board.power):
+            _known(path, lines, (*where, "power", index), "supply", wire.supply, list(file.supplies))
+        if board.payload is not None:
+            _known(path, lines, (*where, "payload", "link"), "link", board.payload.link, list(file.links))
+    _one_board_a_channel(path, lines, file)
+    return Bench(path=path.resolve(), id=identity, file=file, types=types)
+
+
+def _one_board_a_channel(path: Path, lines: dict[Location, int], file: BenchFile) -> None:
+    owners: dict[tuple[str, int], str] = {}
+    for board_name, board in file.boards.items():
+        for index, wire in enumerate(board.power):
+            other = owners.setdefault((wire.supply, wire.channel), board_name)
+            if other != board_name:
+                raise UsageError(
+                    f"{path}:{lines[('boards', board_name, 'power', index)]}: channel {wire.channel} of supply "
+                    f"{wire.supply} already feeds board {other}"
+                )
+
+
+def _known(
+    path: Path,
+    lines: dict[Location, int],
+    where: Location,
+    what: str,
+    name: str,
+    all_: list[str],
+) -> None:
+    if name not in all_:
+        raise UsageError(f"{path}:{lines[where]}: no {what} {name!r} on this bench", hint=_nearest(name, all_))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"

@@ -1,0 +1,1 @@
+"""pytest plugin: boards of a bench as fixtures."""

@@ -1,0 +1,98 @@
+"""Benches, board types and missions as files: what a wrong file is told."""
+
+from pathlib import Path
+
+import pytest
+
+from hil.errors import UsageError
+from hil.inventory import load_bench
+from hil.inventory.board_type import load_board_type
+
+ROOT = Path(__file__).resolve().parents[2]
+VIRTUAL = ROOT / "fixtures/benches/virtual.yaml"
+
+
+@pytest.fixture
+def bench_text() -> str:
+    return VIRTUAL.read_text().replace("name: virtual\n", f"name: virtual\nboard_types: {ROOT / 'boards'}\n")
+
+
+def _load(tmp_path: Path, text: str) -> object:
+    path = tmp_path / "bench.yaml"
+    path.write_text(text)
+    return load_bench(path)
+
+
+def _line_of(text: str, needle: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), 1) if needle in line)
+
+
+def test_the_shipped_bench_loads() -> None:
+    bench = load_bench(VIRTUAL)
+    name, board, board_type = bench.board()
+    assert (name, board.type, board_type.arch) == ("vb1", "virtual-arm64", "aarch64")
+    assert bench.file.supplies["psu1"].port == 15025
+    assert (bench.file.links["box1"].user, bench.file.links["box1"].port) == ("root", 15122)
+    assert "${" not in board.console.port  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "parts"),
+    [
+        (
+            "dialekt: rigol-dp800",
+            "dialect: rigol-dp800",
+            ["unknown key `supplies.psu1.dialekt`", "mean `dialect`"],
+        ),
+        ("baud: 115200 bit/s", "baud: 115200", ["`boards.vb1.console.baud`", "the unit is in the key's name"]),
+        ("type: virtual-arm46", "type: virtual-arm64", ["no board type", "did you mean 'virtual-arm64'"]),
+        ("supply: psu2, channel", "supply: psu1, channel", ["no supply 'psu2'", "did you mean 'psu1'"]),
+        ("link: box9\n      address", "link: box1\n      address", ["no link 'box9'"]),
+        ('port: "${rumtime}/vb1.console"', 'port: "${runtime}/vb1.console"', ["unknown variable", "${runtime}"]),
+        ("type: virtual-arm64\n    type: x", "type: virtual-arm64", ["stands twice"]),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, bench_text: str, wrong: str, right: str, parts: list[str]) -> None:
+    assert right in bench_text
+    text = bench_text.replace(right, wrong, 1)
+    with pytest.raises(UsageError) as caught:
+        _load(tmp_path, text)
+    for part in parts:
+        assert part in str(caught.value)
+    line = int(str(caught.value).split("bench.yaml:")[1].split(":")[0])
+    assert wrong.splitlines()[-1 if "twice" in parts[0] else 0].split(",")[0].strip() in text.splitlines()[line - 1]
+
+
+def test_a_missing_wire_is_named(tmp_path: Path, bench_text: str) -> None:
+    text = bench_text.replace("    power: [{supply: psu1, channel: 1}]\n", "")
+    with pytest.raises(UsageError, match=r"bench\.yaml:\d+: `boards\.vb1\.power` is missing"):
+        _load(tmp_path, text)
+
+
+def test_two_boards_on_one_channel_are_refused(tmp_path: Path, bench_text: str) -> None:
+    block = "  vb2:\n    type: virtual-arm64\n    power: [{supply: psu1, channel: 1}]\n\nvirtual:"
+    with pytest.raises(UsageError, match="channel 1 of supply psu1 already feeds board vb1"):
+        _load(tmp_path, bench_text.replace("\nvirtual:", block, 1))
+
+
+def test_an_absent_file_names_its_neighbour() -> None:
+    with pytest.raises(UsageError, match=r"did you mean .*virtual\.yaml"):
+        load_bench(VIRTUAL.with_name("virtul.yaml"))
+
+
+def test_yaml_syntax_error_has_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"bench\.yaml:2: not valid YAML"):
+        _load(tmp_path, "schema: 1\n\tname: x\n")
+
+
+def test_python_objects_in_yaml_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        _load(tmp_path, "schema: 1\nname: !!python/object/apply:os.getcwd []\n")
+
+
+def test_an_envelope_out_of_order_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "boards/virtual-arm64.yaml").read_text().replace("voltage_min_v: 11.0", "voltage_min_v: 18.0")
+    path = tmp_path / "board.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"board\.yaml:{_line_of(text, 'supply:')}: `supply`: need voltage_min_v <="):
+        load_board_type(path)
