@@ -1,0 +1,1 @@
+"""Asking a board's language model: OpenAI-compatible client, mailbox client, metric definitions."""
