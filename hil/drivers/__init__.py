@@ -1,0 +1,1 @@
+"""One wire protocol a module, the codec apart from its transport."""
