@@ -1,0 +1,1 @@
+"""The bench daemon: owners of instruments, player, power loop, safety, leases, consoles, recorder, exporter, API."""
