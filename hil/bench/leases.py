@@ -1,0 +1,339 @@
+"""Who may drive which board: leases in SQLite, with a TTL, a rising fencing token and the death of their holder.
+
+The store survives the daemon. Its clock is a parameter: seconds since the host booted (`boot_clock`), because that
+runs on while the daemon is away and cannot be set by anybody; a lease of another boot of the host is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hil.errors import BenchError, UsageError
+
+EndCause = Literal["released", "expired", "holder_died", "preempted", "host_rebooted"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS lease (
+    id TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, fence INTEGER NOT NULL UNIQUE, holder TEXT NOT NULL,
+    reason TEXT NOT NULL, pid INTEGER, pid_start INTEGER, boot_id TEXT NOT NULL, acquired_s REAL NOT NULL,
+    ttl_s REAL NOT NULL, expires_s REAL NOT NULL);
+-- The primary key is the promise: the database itself cannot hold two leases for one board.
+CREATE TABLE IF NOT EXISTS leased_board (
+    board TEXT PRIMARY KEY, lease TEXT NOT NULL REFERENCES lease(id) ON DELETE CASCADE);
+-- Leases whose end the daemon has not yet acted on; a daemon that dies in between finds them at its next start.
+CREATE TABLE IF NOT EXISTS ended (board TEXT NOT NULL, lease TEXT NOT NULL, cause TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS fence (one INTEGER PRIMARY KEY CHECK (one = 1), value INTEGER NOT NULL);
+INSERT OR IGNORE INTO fence VALUES (1, 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One granted lease. `expires_s` is on the store's clock; `pid` None means that only the TTL ends it."""
+
+    id: str
+    fence: int
+    holder: str
+    reason: str
+    pid: int | None
+    pid_start: int | None
+    boards: tuple[str, ...]
+    acquired_s: float
+    ttl_s: float
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A board whose lease is over and why; it waits for `settled` after the daemon has acted on it."""
+
+    board: str
+    lease: str
+    cause: EndCause
+
+
+class LeaseStore:
+    """The leases of one bench. One process owns it (the daemon holds the bench's lock); not for several threads.
+
+    `started` gives the kernel's start time of a process or None when it is dead: pid and start time together name a
+    process for good, a pid alone is used again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        boards: Iterable[str],
+        *,
+        boot_id: str,
+        started: Callable[[int], int | None],
+    ) -> None:
+        self._boards = frozenset(boards)
+        self._boot_id = boot_id
+        self._started = started
+        try:
+            self._database = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+            self._database.execute("PRAGMA foreign_keys=ON")
+            self._database.execute("PRAGMA journal_mode=WAL")
+            # A token that was handed out must survive a power cut of the host: else a second one is granted beside it.
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise BenchError(f"cannot open the lease store {path}: {error}") from error
+
+    def acquire(
+        self,
+        boards: Iterable[str],
+        *,
+        holder: str,
+        pid: int | None,
+        ttl_s: float,
+        now_s: float,
+        reason: str = "",
+        preempt: bool = False,
+    ) -> tuple[Lease, str]:
+        """Grant all boards or none; returns the lease and its secret token (only its hash is stored).
+
+        Raises UsageError for an unknown board or a preemption without a reason, BenchError naming the holders when a
+        board is taken.
+        """
+        wanted = tuple(dict.fromkeys(boards))
+        self._check_request(wanted, ttl_s, pid, preempt, reason)
+        self.expire(now_s)
+        taken = [lease for lease in self.leases() if set(lease.boards) & set(wanted)]
+        if taken and not preempt:
+            raise BenchError(
+                "; ".join(
+                    f"board {board} is leased by {lease.holder}"
+                    f"{f' ({lease.reason})' if lease.reason else ''} for another {lease.expires_s - now_s:.0f} s"
+                    for lease in taken
+                    for board in lease.boards
+                    if board in wanted
+                ),
+                hint="wait for it (wait_s, --wait), or take over with --preempt --reason TEXT",
+            )
+        token = secrets.token_urlsafe(24)
+        with self._transaction():
+            for lease in taken:
+                self._end(lease, "preempted")
+            lease = self._insert(wanted, token, holder, reason, pid, ttl_s, now_s)
+        return lease, token
+
+    def renew(self, lease_id: str, token: str, now_s: float) -> Lease:
+        """Extend by the lease's TTL from now. Raises BenchError when it is over."""
+        lease = self._by_token(token, now_s)
+        if lease.id != lease_id:
+            raise BenchError(f"lease {lease_id} belongs to another token")
+        with self._transaction():
+            self._database.execute("UPDATE lease SET expires_s = ? WHERE id = ?", (now_s + lease.ttl_s, lease_id))
+        return self._get(lease_id)
+
+    def release(self, lease_id: str, token: str, now_s: float) -> None:
+        """End the lease now. Raises BenchError when it is over already or the token is not its own."""
+        lease = self._by_token(token, now_s)
+        if lease.id != lease_id:
+            raise BenchError(f"lease {lease_id} belongs to another token")
+        with self._transaction():
+            self._end(lease, "released")
+
+    def check(self, token: str | None, board: str, now_s: float) -> Lease:
+        """The lease that `token` stands for, if it holds `board` now; BenchError otherwise."""
+        if board not in self._boards:
+            raise UsageError(f"the bench has no board {board!r}", hint=f"its boards: {', '.join(sorted(self._boards))}")
+        if not token:
+            raise BenchError(f"board {board} may be driven only under a lease", hint=f"hil lease acquire {board}")
+        lease = self._by_token(token, now_s)
+        if board not in lease.boards:
+            raise BenchError(f"this lease is for {', '.join(lease.boards)}, not for board {board}")
+        return lease
+
+    def expire(self, now_s: float) -> None:
+        """End what is over: TTL passed, holder dead, or of another boot of the host. See `unsettled` for what ended."""
+        for lease, boot_id in self._rows():
+            if boot_id != self._boot_id:
+                cause: EndCause = "host_rebooted"
+            elif lease.expires_s <= now_s:
+                cause = "expired"
+            elif lease.pid is not None and self._started(lease.pid) != lease.pid_start:
+                cause = "holder_died"
+            else:
+                continue
+            with self._transaction():
+                self._end(lease, cause)
+
+    def holder_died(self, lease_id: str) -> None:
+        """End a lease whose holder was seen dying; nothing happens when it is over already."""
+        for lease in self.leases():
+            if lease.id == lease_id:
+                with self._transaction():
+                    self._end(lease, "holder_died")
+
+    def unsettled(self) -> tuple[Ended, ...]:
+        """Boards whose lease ended and that the daemon has not yet brought to their `on_lease_end` state."""
+        return tuple(Ended(*row) for row in self._database.execute("SELECT board, lease, cause FROM ended"))
+
+    def settled(self, ended: Ended) -> None:
+        """The board is in its `on_lease_end` state, or has been leased again."""
+        with self._transaction():
+            self._database.execute("DELETE FROM ended WHERE board = ? AND lease = ?", (ended.board, ended.lease))
+
+    def leases(self) -> tuple[Lease, ...]:
+        """Every lease that has not ended, by fencing token."""
+        return tuple(lease for lease, _ in self._rows())
+
+    def next_expiry_s(self) -> float | None:
+        """When the next lease runs out on the store's clock, or None without a lease."""
+        row = self._database.execute("SELECT min(expires_s) FROM lease").fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _check_request(
+        self, wanted: tuple[str, ...], ttl_s: float, pid: int | None, preempt: bool, reason: str
+    ) -> None:
+        unknown = sorted(set(wanted) - self._boards)
+        if unknown or not wanted:
+            raise UsageError(
+                f"the bench has no board {', '.join(unknown)}" if unknown else "a lease needs at least one board",
+                hint=f"its boards: {', '.join(sorted(self._boards))}",
+            )
+        if not 0 < ttl_s <= 24 * 3600:
+            raise UsageError(f"a lease lives between 0 s and a day without renewal, not {ttl_s} s")
+        if preempt and not reason:
+            raise UsageError("taking over a lease needs a reason", hint="--preempt --reason TEXT")
+        if pid is not None and self._started(pid) is None:
+            raise UsageError(f"the lease's holder, process {pid}, does not run on this host")
+
+    def _insert(
+        self,
+        boards: tuple[str, ...],
+        token: str,
+        holder: str,
+        reason: str,
+        pid: int | None,
+        ttl_s: float,
+        now_s: float,
+    ) -> Lease:
+        self._database.execute("UPDATE fence SET value = value + 1")
+        fence = int(self._database.execute("SELECT value FROM fence").fetchone()[0])
+        start = None if pid is None else self._started(pid)
+        lease = Lease(
+            id=f"L{fence}-{secrets.token_hex(3)}",
+            fence=fence,
+            holder=holder,
+            reason=reason,
+            pid=pid,
+            pid_start=start,
+            boards=boards,
+            acquired_s=now_s,
+            ttl_s=ttl_s,
+            expires_s=now_s + ttl_s,
+        )
+        self._database.execute(
+            "INSERT INTO lease VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                lease.id,
+                _hashed(token),
+                fence,
+                holder,
+                reason,
+                pid,
+                start,
+                self._boot_id,
+                now_s,
+                ttl_s,
+                lease.expires_s,
+            ),
+        )
+        self._database.executemany("INSERT INTO leased_board VALUES (?,?)", [(board, lease.id) for board in boards])
+        return lease
+
+    def _end(self, lease: Lease, cause: EndCause) -> None:
+        self._database.executemany("INSERT INTO ended VALUES (?,?,?)", [(b, lease.id, cause) for b in lease.boards])
+        self._database.execute("DELETE FROM lease WHERE id = ?", (lease.id,))
+
+    def _by_token(self, token: str, now_s: float) -> Lease:
+        row = self._database.execute("SELECT id FROM lease WHERE token_sha256 = ?", (_hashed(token),)).fetchone()
+        lease = None if row is None else self._get(row[0])
+        if lease is None or lease.expires_s <= now_s:
+            raise BenchError(
+                "this lease is over: released, expired or taken over", hint="hil lease list shows who holds the boards"
+            )
+        return lease
+
+    def _get(self, lease_id: str) -> Lease:
+        return next(lease for lease in self.leases() if lease.id == lease_id)
+
+    def _rows(self) -> list[tuple[Lease, str]]:
+        boards: dict[str, list[str]] = {}
+        for board, lease_id in self._database.execute("SELECT board, lease FROM leased_board ORDER BY rowid"):
+            boards.setdefault(lease_id, []).append(board)
+        rows = self._database.execute(
+            "SELECT id, fence, holder, reason, pid, pid_start, acquired_s, ttl_s, expires_s, boot_id FROM lease "
+            "ORDER BY fence"
+        )
+        return [
+            (Lease(row[0], row[1], row[2], row[3], row[4], row[5], tuple(boards.get(row[0], ())), *row[6:9]), row[9])
+            for row in rows
+        ]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise BenchError(
+                f"the lease store refuses: {error}", hint="free disk space; nothing was granted"
+            ) from error
+
+
+def boot_clock() -> float:
+    """Seconds since the host booted, suspension included: the clock that `LeaseStore` is run on."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def host_boot_id() -> str:
+    """Identity of this boot of the host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def process_started(pid: int) -> int | None:
+    """Kernel start time of a living process (clock ticks since boot); None when it is dead or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name may hold spaces and brackets: count the fields after its last bracket.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in b"ZX" else int(fields[19])
+
+
+def watch_process(pid: int, started: int | None) -> int | None:
+    """A pidfd that turns readable when that very process ends; None when it is gone already."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if process_started(pid) != started:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _hashed(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
