@@ -727,16 +727,20 @@ class _Connection(asyncio.Protocol):
         while (end := wire.buffer.find(b"\n")) >= 0:
             line = bytes(wire.buffer[:end])
             del wire.buffer[: end + 1]
-            if wire.skipping:
+            if wire.skipping:  # the end of a message that was already given up
                 wire.skipping = False
+                continue
+            if len(line) > MAX_MESSAGE_BYTES:
+                self._supply.instrument.push_error(-223, "Too much data")
                 continue
             self._message(line.decode("latin-1").strip())
             if wire.deaf or self._transport is None:
                 return
         if len(wire.buffer) > MAX_MESSAGE_BYTES:
             wire.buffer.clear()
+            if not wire.skipping:
+                self._supply.instrument.push_error(-223, "Too much data")
             wire.skipping = True
-            self._supply.instrument.push_error(-223, "Too much data")
 
     def _message(self, text: str) -> None:
         if not text:
