@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hil.errors import BenchError
+from hil.errors import BenchError, UsageError
 from hil.virtual.artefacts import (
     Progress,
     Wheel,
@@ -92,15 +92,20 @@ class Images:
     client_key: Path
     board_host_key: Path
     linkbox_host_key: Path
-    linkbox: Path | None
+    linkbox_kernel: Path
+    linkbox_initrd: Path
 
 
-def ensure_images(cache: Path, progress: Progress) -> Images:
+def ensure_images(cache: Path, progress: Progress, *, linkbox_mgmt_port: int = 15122) -> Images:
     """Build or find everything the virtual bench needs; quick when nothing is missing.
 
+    The link box's host key is pinned for `linkbox_mgmt_port` on 127.0.0.1.
     Raises UsageError when a program is missing, BenchError when a download or a build fails.
     """
     require_tools("qemu-system-aarch64", "mke2fs", "fakeroot", "ssh-keygen", "mkenvimage", "apt-get", "dpkg-deb")
+    from hil.virtual import linkbox  # the box's own module knows its recipe
+
+    box = linkbox.ensure_image(cache, linkbox_mgmt_port, progress)
     return Images(
         board_disk=build_board_disk(cache, progress),
         uboot_flash=build_uboot_flash(cache, progress),
@@ -110,14 +115,9 @@ def ensure_images(cache: Path, progress: Progress) -> Images:
         client_key=ssh_key(cache, "id_ed25519"),
         board_host_key=ssh_key(cache, "board_host_ed25519"),
         linkbox_host_key=ssh_key(cache, "linkbox_host_ed25519"),
-        linkbox=_linkbox(cache, progress),
+        linkbox_kernel=box.kernel,
+        linkbox_initrd=box.initrd,
     )
-
-
-def _linkbox(cache: Path, progress: Progress) -> Path | None:
-    from hil.virtual import linkbox  # the box's own module knows its recipe
-
-    return linkbox.build_linkbox_image(cache, progress)
 
 
 # --- the board's disk -------------------------------------------------------------------------------------------------
@@ -189,13 +189,13 @@ _FILES: Mapping[str, tuple[int, str]] = {
     "etc/nsswitch.conf": (0o644, "passwd: files\ngroup: files\nshadow: files\nhosts: files\n"),
     "etc/hosts": (0o644, "127.0.0.1 localhost\n"),
     "etc/fstab": (0o644, "/dev/vda / ext4 rw,noatime 0 0\n"),
-    "etc/issue": (0o644, "hil virtual board\\n"),
+    "etc/issue": (0o644, "hil virtual board\n\n"),
     "etc/shells": (0o644, "/bin/sh\n/bin/bash\n"),
     "etc/profile": (0o644, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nexport PATH\n"),
     "etc/inittab": (
         0o644,
         "::sysinit:/etc/init.d/rcS\n"
-        "::respawn:/usr/sbin/sshd -D -e\n"
+        "::respawn:/usr/sbin/sshd -D\n"
         "ttyAMA0::respawn:/bin/busybox getty -L -l /usr/lib/hil/console-login 115200 ttyAMA0 vt102\n"
         "::ctrlaltdel:/bin/busybox reboot\n"
         "::shutdown:/bin/busybox sync\n"
@@ -212,11 +212,12 @@ _FILES: Mapping[str, tuple[int, str]] = {
         "Subsystem sftp internal-sftp\nAcceptEnv LANG LC_* HIL_*\n",
     ),
 }
-_BUSYBOX_LINKS = (
-    "sbin/init sbin/reboot sbin/poweroff sbin/halt bin/mount bin/umount bin/hostname bin/dmesg bin/ping bin/vi bin/less"
-    " bin/tar bin/awk usr/bin/wget usr/bin/xxd usr/bin/hexdump usr/bin/nc usr/bin/time bin/lsmod sbin/modprobe"
-    " sbin/insmod bin/more usr/bin/clear bin/login sbin/getty sbin/sysctl bin/which usr/bin/diff"
-).split()
+_BUSYBOX_LINKS: Mapping[str, str] = {
+    "sbin": "init reboot poweroff halt modprobe insmod getty sysctl",
+    "bin": "mount umount hostname dmesg ping vi less tar awk lsmod more login which",
+    "usr/bin": "wget xxd hexdump nc time clear diff",
+}
+"""Programs for which Debian's package is not worth its size: directory -> names."""
 
 
 def build_board_disk(cache: Path, progress: Progress) -> Path:
@@ -229,7 +230,7 @@ def build_board_disk(cache: Path, progress: Progress) -> Path:
         "not_unpacked": NOT_UNPACKED,
         "modules": BOARD_MODULES,
         "files": {name: list(item) for name, item in _FILES.items()},
-        "links": _BUSYBOX_LINKS,
+        "links": dict(_BUSYBOX_LINKS),
         "initramfs": _INITRAMFS_INIT,
         "wheel": XLLAMACPP.sha256,
         "keys": [client, sha256_file(host)],
@@ -255,7 +256,7 @@ def build_board_disk(cache: Path, progress: Progress) -> Path:
         site = tree / "usr/local/lib/python3.11/dist-packages"
         site.mkdir(parents=True)
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)  # noqa: S202  (pinned by hash)
+            archive.extractall(site)  # pinned by hash
         _precompile(tree)
         progress("board-disk: writing the ext4 image")
         disk = directory / "disk.img"
@@ -263,9 +264,12 @@ def build_board_disk(cache: Path, progress: Progress) -> Path:
         # board's kernel would initialise them in the background and draw power for it. Two features that U-Boot's
         # reader does not know are left off.
         run_tool(
-            ["fakeroot", "--", "mke2fs", "-q", "-F", "-t", "ext4", "-L", "hil-root", "-m", "0", "-b", "4096"]
-            + ["-O", "^orphan_file,^metadata_csum_seed", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"]
-            + ["-d", str(tree), str(disk), f"{DISK_MIB}M"],
+            [
+                *("fakeroot", "--", "mke2fs", "-q", "-F", "-t", "ext4", "-L", "hil-root", "-m", "0", "-b", "4096"),
+                *("-O", "^orphan_file,^metadata_csum_seed"),
+                *("-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"),
+                *("-d", tree, disk, f"{DISK_MIB}M"),
+            ],
             "writing the board's file system",
         )
         shutil.rmtree(work)
@@ -289,10 +293,10 @@ def _configure(tree: Path, client: str, host: Path) -> None:
         shutil.rmtree(tree / directory, ignore_errors=True)
     if not (tree / "bin/sh").exists():
         (tree / "bin/sh").symlink_to("dash")
-    for name in _BUSYBOX_LINKS:
-        link = tree / name
-        if not link.is_symlink() and not link.exists():
-            link.symlink_to("/bin/busybox")
+    for directory, names in _BUSYBOX_LINKS.items():
+        for link in (tree / directory / name for name in names.split()):
+            if not link.is_symlink() and not link.exists():
+                link.symlink_to("/bin/busybox")
 
 
 def _board_initramfs(work: Path, kernel: Path, tree: Path) -> None:
@@ -333,8 +337,6 @@ def _write(path: Path, text: str, mode: int) -> None:
 def build_uboot_flash(cache: Path, progress: Progress) -> Path:
     """The first flash chip: Debian's U-Boot for QEMU, padded to the chip's size (sparse)."""
     if not UBOOT_BINARY.is_file():
-        from hil.errors import UsageError
-
         raise UsageError(
             f"no U-Boot for the virtual board at {UBOOT_BINARY}",
             hint="on Debian: sudo apt-get install --no-install-recommends u-boot-qemu",
@@ -439,7 +441,7 @@ def fill_offline(cache: Path, directory: Path, progress: Progress, host_packages
 
         sets = [
             fetch_debs(cache, BOARD_PACKAGES, "arm64", progress),
-            fetch_debs(cache, linkbox.LINKBOX_PACKAGES, "amd64", progress),
+            fetch_debs(cache, linkbox.PACKAGES, "amd64", progress),
             fetch_debs(cache, ["prometheus"], host_architecture(), progress),
         ]
         if host_packages:
