@@ -1,0 +1,365 @@
+"""The dead-man: a process of its own that cuts the outputs when the bench daemon dies, hangs or is stopped.
+
+It holds one end of a socket pair and a pidfd of the daemon. While outputs are armed, each source that armed one (a
+board's power loop) must beat within `silence_s`; end-of-file, the daemon's death or silence of any source lead to the
+cut: kill the daemon (a stopped one would hold the instrument's only connection), then open the instrument, switch off
+and verify by measured volts. The other way round it answers every beat, so that the daemon notices a dead-man that
+died or hangs, and goes to its safe state.
+
+With nothing armed it never trips. While something is armed it ignores SIGINT, SIGTERM and SIGHUP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hil.bench.safety import Intent, IntentJournal
+from hil.drivers.scpi import ForcedOff, force_off
+from hil.errors import BenchError, SafetyError
+
+ROUND_S = 5.0  # one try at an instrument; rounds follow each other
+GIVE_UP_S = 300.0
+_QUIT = "the daemon asked to end with outputs on"
+_PACKET = 1 << 16
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])  # the child finds hil however the parent did
+
+
+@dataclass(frozen=True, slots=True)
+class ArmedOutput:
+    """An output to cut, and the name of the source whose beats keep it alive."""
+
+    source: str
+    intent: Intent
+
+
+# ------------------------------------------------------------------------------------------------------ parent side
+class Deadman:
+    """The daemon's hold on its dead-man. Use from one event loop.
+
+    `dead` is set when the dead-man process ended or no longer answers: the daemon must then go to its safe state.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        *,
+        silence_s: float = 1.0,
+        log: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.silence_s = silence_s
+        self.dead = asyncio.Event()
+        self.pid = 0
+        self._journal = journal
+        self._log = log
+        self._clock = clock
+        self._socket: socket.socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._answers = asyncio.Event()
+        self._sequence = 0
+        self._first_unanswered_s: float | None = None
+        self._acknowledged_outputs = 0
+        self._outputs_sent = 0
+        self._stopping = False
+
+    @property
+    def alive(self) -> bool:
+        """True while the dead-man runs and answers."""
+        return self._socket is not None and not self.dead.is_set()
+
+    async def start(self) -> None:
+        """Spawn the process and wait for its first word. SafetyError when it does not come up."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        pidfd = os.pidfd_open(os.getpid())
+        arguments = {
+            "socket": theirs.fileno(),
+            "pidfd": pidfd,
+            "pid": os.getpid(),
+            "silence_s": self.silence_s,
+            "journal": str(self._journal),
+            "log": str(self._log) if self._log else None,
+        }
+        search = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "hil.bench.deadman"),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(), pidfd),
+                start_new_session=True,
+                env=environment,
+            )
+        finally:
+            theirs.close()
+            os.close(pidfd)
+        self.pid = self._process.pid
+        self._socket = ours
+        if self._process.stdin is None:
+            raise SafetyError("the dead-man has no standard input")
+        self._process.stdin.write(json.dumps(arguments).encode() + b"\n")
+        self._process.stdin.close()
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear)
+        self._watcher = asyncio.create_task(self._watch(self._process), name="deadman-watch")
+        await self.set_outputs(())
+
+    def beat(self, source: str) -> None:
+        """Tell that `source` lives. Never blocks; notices a dead-man that no longer answers (`dead`)."""
+        self._sequence += 1
+        self._send({"beat": self._sequence, "source": source})
+
+    async def set_outputs(self, outputs: Sequence[ArmedOutput], timeout_s: float = 5.0) -> None:
+        """Replace the list of armed outputs; returns when the dead-man has it. SafetyError when it does not answer.
+
+        Arming counts as the source's first beat.
+        """
+        self._outputs_sent += 1
+        mine = self._outputs_sent
+        self._send({"outputs": mine, "armed": [asdict(output) for output in outputs]})
+        end = self._clock() + timeout_s
+        while self._acknowledged_outputs < mine:
+            self._answers.clear()
+            if self.dead.is_set() or self._clock() >= end:
+                raise SafetyError(
+                    "the dead-man does not answer", hint="see its log in the state directory; no output is switched on"
+                )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._answers.wait()
+
+    async def stop(self) -> None:
+        """Disarm and let the process end. Call only with every output verified off."""
+        self._stopping = True
+        if self._socket is not None and self._process is not None:
+            with contextlib.suppress(SafetyError):
+                await self.set_outputs((), timeout_s=2.0)
+            self._send({"quit": True})
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+            try:
+                async with asyncio.timeout(3.0):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        if self._watcher is not None:
+            await self._watcher
+            self._watcher = None
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._socket is None or self.dead.is_set():
+            return
+        now = self._clock()
+        if self._first_unanswered_s is None:
+            self._first_unanswered_s = now
+        elif now - self._first_unanswered_s > 2 * self.silence_s:
+            # It runs but is deaf (stopped, swapped out): as good as dead. Drain first: the answer may lie waiting.
+            self._hear()
+            if self._first_unanswered_s is not None and now - self._first_unanswered_s > 2 * self.silence_s:
+                self.dead.set()
+                return
+        try:
+            self._socket.send(json.dumps(message).encode())
+        except BlockingIOError:
+            pass  # its queue is full: it does not read; the clock above decides
+        except OSError:
+            self.dead.set()
+
+    def _hear(self) -> None:
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(_PACKET)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                asyncio.get_running_loop().remove_reader(self._socket.fileno())
+                self.dead.set()
+                self._answers.set()
+                return
+            self._first_unanswered_s = None
+            self._acknowledged_outputs = max(self._acknowledged_outputs, json.loads(data).get("outputs", 0))
+            self._answers.set()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        await process.wait()
+        if not self._stopping:
+            self.dead.set()
+            self._answers.set()
+
+
+# -------------------------------------------------------------------------------------------------- the process
+class _Watchman:
+    """The dead-man's own side: plain blocking code, no event loop, nothing that could wait for the daemon."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._socket = socket.socket(fileno=arguments["socket"])
+        self._socket.setblocking(False)
+        self._pidfd = int(arguments["pidfd"])
+        self._silence_s = float(arguments["silence_s"])
+        self._journal = IntentJournal(Path(arguments["journal"]))
+        self._log = Path(arguments["log"]) if arguments.get("log") else None
+        self._armed: tuple[ArmedOutput, ...] = ()
+        self._beats: dict[str, float] = {}
+        self._asked_to_end = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._signalled)
+        for handle in (self._socket.fileno(), self._pidfd):
+            os.set_inheritable(handle, False)
+
+    def run(self) -> int:
+        """Watch until told to quit; the exit code is 0 unless a cut could not be verified."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
+        while True:
+            ready = {handle for handle, _ in poll.poll(self._patience_ms())}
+            # Always read before judging silence: after a stop of this process the beats lie waiting.
+            ended = self._read()
+            if ended == _QUIT and not self._armed:
+                return 0
+            reason = ended or ("the daemon died" if self._pidfd in ready else self._silent())
+            if reason and self._armed:
+                return self._cut(reason)
+            if ended or self._pidfd in ready or (self._asked_to_end and not self._armed):
+                return 0
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._asked_to_end = True
+
+    def _patience_ms(self) -> int:
+        """Until the first armed source could become silent, at most a quarter of a second."""
+        if not self._armed:
+            return 250
+        first = min(self._beats[output.source] for output in self._armed)
+        return max(1, min(250, int((first + self._silence_s - time.monotonic()) * 1000) + 1))
+
+    def _read(self) -> str:
+        """Take every waiting message; why the daemon is gone, its wish to end, or an empty text."""
+        while True:
+            try:
+                data = self._socket.recv(_PACKET)
+            except BlockingIOError:
+                return ""
+            except OSError as error:
+                return f"the heartbeat broke: {error}"
+            if not data:
+                return "the daemon closed its heartbeat"
+            message = json.loads(data)
+            if message.get("quit"):
+                return _QUIT
+            if "beat" in message:
+                self._beats[message["source"]] = time.monotonic()
+                self._answer({"beat": message["beat"]})
+            if "outputs" in message:
+                self._arm(message["armed"])
+                self._answer({"outputs": message["outputs"]})
+
+    def _arm(self, entries: list[dict[str, Any]]) -> None:
+        known = {output.source for output in self._armed}
+        self._armed = tuple(ArmedOutput(entry["source"], Intent(**entry["intent"])) for entry in entries)
+        now = time.monotonic()
+        for output in self._armed:
+            if output.source not in known:
+                self._beats[output.source] = now
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.send(json.dumps(message).encode())
+
+    def _silent(self) -> str:
+        now = time.monotonic()
+        for output in self._armed:
+            age = now - self._beats[output.source]
+            if age > self._silence_s:
+                return f"no heartbeat of {output.source} for {age:.2f} s"
+        return ""
+
+    def _cut(self, reason: str) -> int:
+        started = time.monotonic()
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        groups: dict[tuple[str, str], list[Intent]] = {}
+        for output in self._armed:
+            groups.setdefault((output.intent.address, output.intent.dialect), []).append(output.intent)
+        results: dict[tuple[str, str], ForcedOff] = {}
+        threads = [
+            threading.Thread(target=self._cut_instrument, args=(key, intents, started, results))
+            for key, intents in groups.items()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self._report(reason, started, results)
+        return 0 if all(result.off for result in results.values()) else 1
+
+    def _cut_instrument(
+        self,
+        key: tuple[str, str],
+        intents: list[Intent],
+        started: float,
+        results: dict[tuple[str, str], ForcedOff],
+    ) -> None:
+        address, dialect_name = key
+        channels = sorted({intent.channel for intent in intents})
+        off_voltage_v = min(intent.off_voltage_v for intent in intents)
+        while True:
+            result = results[key] = force_off(address, dialect_name, channels, off_voltage_v, ROUND_S)
+            if result.off or time.monotonic() - started > GIVE_UP_S:
+                break
+        if result.off:
+            for intent in intents:
+                # A full disk must not end the process before the other instruments are cut.
+                with contextlib.suppress(BenchError):
+                    self._journal.closed(intent, result.voltages_v[intent.channel], "dead-man")
+
+    def _report(self, reason: str, started: float, results: dict[tuple[str, str], ForcedOff]) -> None:
+        if self._log is None:
+            return
+        lines = [
+            json.dumps(
+                {
+                    "t_wall": time.time(),
+                    "reason": reason,
+                    "address": address,
+                    "off": result.off,
+                    "voltages_v": {str(ch): volts for ch, volts in result.voltages_v.items()},
+                    "attempts": result.attempts,
+                    "command_s": round(result.command_s, 4),
+                    "elapsed_s": round(time.monotonic() - started, 4),
+                    "trouble": result.trouble,
+                }
+            )
+            for (address, _), result in results.items()
+        ]
+        with contextlib.suppress(OSError), self._log.open("a") as log:
+            log.write("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    """Read the arguments as one JSON object from standard input, then watch."""
+    watchman = _Watchman(json.loads(sys.stdin.readline()))
+    with contextlib.suppress(OSError):  # only root may; without it the kernel's choice stands
+        Path("/proc/self/oom_score_adj").write_text("-900")
+    return watchman.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

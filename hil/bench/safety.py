@@ -1,0 +1,503 @@
+"""Switching a board's power on and off so that nothing is left on by accident: sequences, envelope, intent journal.
+
+The start sequence refuses rather than repairs: an output that is on and not in our journal belongs to somebody else.
+Before an output goes on, an intent is on the disk; it is closed only when the measured voltage proves that the output
+is off. So whatever dies, the next start knows what may still be live and ends it first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hil.drivers.dialects import Capabilities
+from hil.drivers.scpi import ForcedOff, InstrumentError, Supply, force_off
+from hil.errors import BenchError, SafetyError, UsageError
+from hil.model import Reading, Setpoint
+
+POLL_S = 0.02
+_ROTATE_BYTES = 1 << 20
+
+
+# ------------------------------------------------------------------------------------------------------- envelope
+class LimitsLike(Protocol):
+    """What `Envelope.of` reads: the `supply` section of a board type."""
+
+    @property
+    def voltage_min_v(self) -> float: ...
+    @property
+    def voltage_max_v(self) -> float: ...
+    @property
+    def current_max_a(self) -> float: ...
+    @property
+    def power_max_w(self) -> float: ...
+    @property
+    def overvoltage_protection_v(self) -> float: ...
+    @property
+    def overcurrent_protection_a(self) -> float: ...
+    @property
+    def inrush_s(self) -> float: ...
+    @property
+    def slew_v_per_s(self) -> float: ...
+    @property
+    def off_dwell_s(self) -> float: ...
+    @property
+    def off_voltage_v(self) -> float: ...
+    @property
+    def on_tolerance_v(self) -> float: ...
+    @property
+    def on_timeout_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a board may be fed. Volts, amperes, watts, seconds; a request outside is refused, never clamped."""
+
+    voltage_min_v: float
+    voltage_max_v: float
+    current_max_a: float
+    power_max_w: float
+    overvoltage_protection_v: float
+    overcurrent_protection_a: float
+    inrush_s: float = 0.5
+    slew_v_per_s: float = 50.0
+    off_dwell_s: float = 5.0
+    off_voltage_v: float = 0.6
+    on_tolerance_v: float = 0.3
+    on_timeout_s: float = 2.0
+
+    @classmethod
+    def of(cls, limits: LimitsLike) -> Envelope:
+        """The envelope of a board type's `supply` section."""
+        return cls(**{name: getattr(limits, name) for name in cls.__dataclass_fields__})
+
+    def check(self, setpoint: Setpoint) -> None:
+        """SafetyError when a set point leaves the envelope."""
+        volts, amperes = setpoint.voltage_v, setpoint.current_limit_a
+        if not (math.isfinite(volts) and self.voltage_min_v <= volts <= self.voltage_max_v):
+            raise SafetyError(
+                f"{volts:g} V is outside the board's {self.voltage_min_v:g} to {self.voltage_max_v:g} V",
+                hint="correct the mission's bus voltage or the board type; nothing was sent to the supply",
+            )
+        if not (math.isfinite(amperes) and 0 < amperes <= self.current_max_a):
+            raise SafetyError(
+                f"a current limit of {amperes:g} A is outside the board's 0 to {self.current_max_a:g} A",
+                hint="correct the current limit or the board type; nothing was sent to the supply",
+            )
+
+    def breach(self, reading: Reading) -> str:
+        """Why a measurement leaves the envelope, or an empty text. Under-voltage is the mission's to create."""
+        if reading.voltage_v > self.voltage_max_v + self.on_tolerance_v:
+            return f"{reading.voltage_v:g} V measured, more than the board's {self.voltage_max_v:g} V"
+        if reading.current_a > self.current_max_a * 1.02 + 0.01:
+            return f"{reading.current_a:g} A measured, more than the board's {self.current_max_a:g} A"
+        if reading.power_w > self.power_max_w * 1.02 + 0.05:
+            return f"{reading.power_w:g} W measured, more than the board's {self.power_max_w:g} W"
+        return ""
+
+
+# ------------------------------------------------------------------------------------------------- capability level
+@dataclass(frozen=True, slots=True)
+class CapabilityLevel:
+    """How well a channel is protected when software fails.
+
+    A: the supply's own watchdog cuts. B: a second, independent cut (relay, PDU outlet) behind the dead-man. C: OVP, OCP
+    and the dead-man process. D: something of that is missing. `reasons` say why it is not better.
+    """
+
+    level: Literal["A", "B", "C", "D"]
+    reasons: tuple[str, ...]
+
+
+def capability_level(capabilities: Capabilities, *, deadman: bool = True, outlet: bool = False) -> CapabilityLevel:
+    """The level of a channel of this supply, with a dead-man process and perhaps a switched mains outlet."""
+    missing = tuple(
+        reason
+        for present, reason in (
+            (capabilities.ovp, f"{capabilities.model} has no over-voltage protection over remote"),
+            (capabilities.ocp, f"{capabilities.model} has no over-current protection over remote"),
+            (deadman, "no dead-man process watches the daemon"),
+        )
+        if not present
+    )
+    if missing:
+        return CapabilityLevel("D", missing)
+    no_watchdog = f"{capabilities.model} has no output watchdog: when the host dies, the output stays as it is"
+    if capabilities.watchdog:
+        return CapabilityLevel("A", ())
+    if outlet:
+        return CapabilityLevel("B", (no_watchdog,))
+    return CapabilityLevel("C", (no_watchdog, "no switched outlet or relay as a second cut"))
+
+
+# --------------------------------------------------------------------------------------------------- intent journal
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An output that was or was about to be switched on, with all that is needed to switch it off blindly."""
+
+    board: str
+    address: str
+    dialect: str
+    channel: int
+    off_voltage_v: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.address, self.channel
+
+
+class IntentJournal:
+    """Append-only JSON lines, each on the disk (fsync) before the call returns. Several processes may append."""
+
+    def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._wall = wall
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists() and path.stat().st_size > _ROTATE_BYTES and not self.open_intents():
+            path.replace(path.with_suffix(".old.jsonl"))
+
+    def opened(self, intent: Intent) -> None:
+        """Write that the output is about to go on. Blocking; BenchError when the disk refuses: then it must not."""
+        self._append({"op": "on", **asdict(intent)})
+
+    def closed(self, intent: Intent, voltage_v: float | None, how: str) -> None:
+        """Write that the output is verified off. `how` says who did it."""
+        self._append({"op": "off", **asdict(intent), "voltage_v": voltage_v, "how": how})
+
+    def open_intents(self) -> tuple[Intent, ...]:
+        """Outputs that nobody verified off, oldest first. A torn line was never acknowledged and is left out."""
+        live: dict[tuple[str, int], Intent] = {}
+        for entry in self._entries():
+            try:
+                intent = Intent(**{name: entry[name] for name in Intent.__dataclass_fields__})
+            except KeyError:
+                continue
+            live.pop(intent.key, None)
+            if entry.get("op") == "on":
+                live[intent.key] = intent
+        return tuple(live.values())
+
+    def _entries(self) -> Iterable[Mapping[str, Any]]:
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise BenchError(f"cannot read the intent journal {self.path}: {error.strerror}") from error
+        for line in text.split(b"\n"):
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    yield entry
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        stamped = {"t_wall": self._wall(), "pid": os.getpid(), **entry}
+        # The leading newline ends whatever line a crash may have torn; one write, so that appenders do not mix.
+        data = b"\n" + json.dumps(stamped, separators=(",", ":")).encode() + b"\n"
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if os.write(handle, data) != len(data):
+                    raise OSError(28, "short write")
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise BenchError(
+                f"cannot write the intent journal {self.path}: {error.strerror}",
+                hint="free the disk; without the journal no output is switched on",
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """An output that a dead run left behind, and what became of it."""
+
+    intent: Intent
+    result: ForcedOff
+
+
+def finish_leftovers(journal: IntentJournal, *, deadline_s: float = 5.0) -> tuple[Leftover, ...]:
+    """Switch off what a dead run left on, before anything else. Blocking: call it from a thread.
+
+    All are tried; then SafetyError names those that could not be verified off. The caller holds the bench's lock.
+    """
+    done: list[Leftover] = []
+    for intent in journal.open_intents():
+        result = force_off(intent.address, intent.dialect, (intent.channel,), intent.off_voltage_v, deadline_s)
+        if result.off:
+            journal.closed(intent, result.voltages_v[intent.channel], "leftover of a dead run")
+        done.append(Leftover(intent, result))
+    stuck = [item for item in done if not item.result.off]
+    if stuck:
+        names = "; ".join(
+            f"{item.intent.board}: channel {item.intent.channel} of {item.intent.address} ({item.result.trouble})"
+            for item in stuck
+        )
+        raise SafetyError(
+            f"a former run left outputs on that cannot be switched off: {names}",
+            hint="switch them off by hand at the instrument, or make it reachable, and start again",
+        )
+    return tuple(done)
+
+
+# ------------------------------------------------------------------------------------------------------- two owners
+class InstrumentLock:
+    """Host-wide claim on one instrument address; released by `release` or by the death of this process.
+
+    An abstract unix socket: no file to leave behind, no permissions between users, gone with its owner.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket: socket.socket | None = None
+
+    def acquire(self) -> None:
+        """BenchError when another process holds the instrument."""
+        name = "\0hil-instrument-" + sha256(self.address.lower().encode()).hexdigest()[:32]
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(name)
+        except OSError as error:
+            claim.close()
+            raise BenchError(
+                f"another process on this host drives the instrument at {self.address}",
+                hint="stop the other bench daemon (`hil bench stop`), or give this bench its own supply",
+            ) from error
+        self._socket = claim
+
+    def release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+# -------------------------------------------------------------------------------------------------------- sequences
+@dataclass(frozen=True, slots=True)
+class PoweredOn:
+    """A finished start sequence: monotonic times of output on and of voltage in tolerance, and the last reading."""
+
+    on_s: float
+    settled_s: float
+    reading: Reading
+    peak_a: float
+    waived: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoweredOff:
+    """A verified switch-off: monotonic times of the command and of the measured proof."""
+
+    off_s: float
+    verified_s: float
+    reading: Reading
+
+
+Step = Callable[[str], None]
+
+
+def _silent(step: str) -> None:
+    """No listener."""
+
+
+async def power_on(
+    supply: Supply,
+    channel: int,
+    envelope: Envelope,
+    setpoint: Setpoint,
+    journal: IntentJournal,
+    intent: Intent,
+    *,
+    off_since_s: float | None = None,
+    consent: frozenset[str] = frozenset(),
+    armed: Callable[[], Awaitable[None]] | None = None,
+    on_step: Step = _silent,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> PoweredOn:
+    """The start sequence. Every step must succeed; any failure after the intent ends with the output off.
+
+    `off_since_s`: when the output was last verified off; None waits the whole off dwell from now. `consent` may hold
+    `no-ovp` and `no-ocp` for supplies without that protection. `armed` is awaited before the output goes on: there the
+    dead-man learns of it. Raises SafetyError, BenchError or UsageError; the message says what was measured.
+    """
+    envelope.check(setpoint)
+    on_step("identify")
+    await supply.open()
+    waived = _waivers(supply.capabilities, consent)
+    if await supply.output_state(channel) and intent.key not in {item.key for item in journal.open_intents()}:
+        raise SafetyError(
+            f"channel {channel} of {intent.address} is on, and this bench did not switch it on",
+            hint="find out who did; switch it off at the instrument when nothing depends on it, then try again",
+        )
+    on_step("off")
+    await supply.output(channel, False)
+    discharged = await _wait_discharged(supply, channel, envelope, clock, sleep)
+    on_step("clear")
+    await supply.clear_status()
+    if await supply.tripped(channel):
+        await supply.clear_protection(channel)
+    on_step("protect")
+    await supply.program_protection(
+        channel,
+        None if "no-ovp" in waived else envelope.overvoltage_protection_v,
+        None if "no-ocp" in waived else envelope.overcurrent_protection_a,
+    )
+    on_step("program")
+    await supply.program(channel, setpoint)
+    on_step("dwell")
+    since = discharged if off_since_s is None else off_since_s
+    while (left := since + envelope.off_dwell_s - clock()) > 0:
+        await sleep(min(left, 0.25))
+    on_step("intent")
+    await asyncio.to_thread(journal.opened, intent)
+    try:
+        if armed is not None:
+            await armed()
+        on_step("on")
+        applied = await supply.output(channel, True)
+        reading, peak = await _settle(supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep)
+    except BaseException as failure:
+        on_step("abort")
+        # Shielded: a Ctrl-C during the start must not leave the output on.
+        cut = asyncio.ensure_future(
+            power_off(supply, channel, envelope, journal, intent, how="start failed", clock=clock, sleep=sleep)
+        )
+        try:
+            await _shielded(cut)
+        except BenchError as second:
+            failure.add_note(f"and switching off failed too: {second}")
+        raise
+    on_step("settled")
+    return PoweredOn(applied.acknowledged_s, reading.time_s, reading, peak, tuple(sorted(waived)))
+
+
+async def power_off(
+    supply: Supply,
+    channel: int,
+    envelope: Envelope,
+    journal: IntentJournal,
+    intent: Intent,
+    *,
+    how: str = "switched off",
+    timeout_s: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> PoweredOff:
+    """Output off, proved by measured volts, then the intent is closed. Retries broken dialogues until `timeout_s`.
+
+    SafetyError when it cannot be proved; the intent then stays open for the dead-man and the next start.
+    """
+    end = clock() + timeout_s
+    off_s, trouble = math.nan, ""
+    while True:
+        try:
+            if math.isnan(off_s):
+                off_s = (await supply.output(channel, False)).acknowledged_s
+            reading = await supply.measure(channel)
+            if reading.output_on:
+                off_s = math.nan
+            elif reading.voltage_v < envelope.off_voltage_v:
+                break
+            trouble = f"{reading.voltage_v:g} V measured, output {'on' if reading.output_on else 'off'}"
+        except (InstrumentError, SafetyError) as error:
+            trouble, off_s = error.message, math.nan
+        if clock() >= end:
+            raise SafetyError(
+                f"{intent.board}: channel {channel} of {intent.address} is not verified off: {trouble}",
+                hint="switch the supply off by hand; the next start of the bench tries again first",
+            )
+        await sleep(POLL_S)
+    verified = clock()
+    await asyncio.to_thread(journal.closed, intent, reading.voltage_v, how)
+    return PoweredOff(off_s, verified, reading)
+
+
+async def _shielded(task: asyncio.Future[PoweredOff]) -> None:
+    """Wait for `task` to its end however often the caller is cancelled; its own error is raised."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((task,))
+    task.result()
+
+
+def _waivers(capabilities: Capabilities, consent: frozenset[str]) -> frozenset[str]:
+    """Protections this supply lacks; SafetyError unless the lab consented to each."""
+    lacking = frozenset(
+        name for present, name in ((capabilities.ovp, "no-ovp"), (capabilities.ocp, "no-ocp")) if not present
+    )
+    if unknown := consent - {"no-ovp", "no-ocp"}:
+        raise UsageError(f"unknown consent {', '.join(sorted(unknown))}", hint="known: no-ovp, no-ocp")
+    if refused := lacking - consent:
+        raise SafetyError(
+            f"{capabilities.model} lacks a protection: {', '.join(sorted(refused))}",
+            hint="use a supply that has it, or consent to the lower capability level in the bench file",
+        )
+    return lacking
+
+
+async def _wait_discharged(
+    supply: Supply,
+    channel: int,
+    envelope: Envelope,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> float:
+    """The time at which the terminals measured below the off voltage."""
+    end = clock() + max(2.0, envelope.off_dwell_s)
+    while True:
+        reading = await supply.measure(channel)
+        if not reading.output_on and reading.voltage_v < envelope.off_voltage_v:
+            return clock()
+        if clock() >= end:
+            raise SafetyError(
+                f"{reading.voltage_v:g} V at channel {channel} although its output is off",
+                hint="something else feeds the board (USB, a second supply, a battery); unplug it",
+            )
+        await sleep(POLL_S)
+
+
+async def _settle(
+    supply: Supply,
+    channel: int,
+    envelope: Envelope,
+    setpoint: Setpoint,
+    on_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> tuple[Reading, float]:
+    """Inrush window, then the voltage must be within tolerance; (last reading, highest current seen)."""
+    peak = 0.0
+    while True:
+        reading = await supply.measure(channel)
+        peak = max(peak, reading.current_a)
+        if not reading.output_on:
+            trips = ", ".join(await supply.tripped(channel)) or "no protection reported"
+            raise SafetyError(
+                f"the output went off by itself after {clock() - on_s:.3f} s ({trips}); peak {peak:g} A",
+                hint="check the wiring for a short and the board type's over-current limit against its inrush",
+            )
+        if reading.voltage_v > envelope.voltage_max_v + envelope.on_tolerance_v:
+            raise SafetyError(f"{reading.voltage_v:g} V measured instead of {setpoint.voltage_v:g} V")
+        elapsed = clock() - on_s
+        in_tolerance = abs(reading.voltage_v - setpoint.voltage_v) <= envelope.on_tolerance_v
+        if elapsed >= envelope.inrush_s and in_tolerance and not envelope.breach(reading):
+            return reading, peak
+        if elapsed >= max(envelope.on_timeout_s, envelope.inrush_s):
+            mode = await supply.regulation(channel)
+            raise SafetyError(
+                f"after {elapsed:.2f} s the board has {reading.voltage_v:g} V at {reading.current_a:g} A ({mode}) "
+                f"instead of {setpoint.voltage_v:g} V ± {envelope.on_tolerance_v:g} V",
+                hint="in CC the board draws the whole limit: a short, or a limit below its boot current",
+            )
+        await sleep(POLL_S)
