@@ -1,0 +1,414 @@
+"""Serial consoles: one reader a port, logged from the first byte on, read by many and written under a lease.
+
+The port may appear after the daemon and vanish at any moment (a virtual board's pseudo terminal, a USB adapter): it is
+opened again as soon as it is there. Opening never flushes: what the board said before is still in the driver's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hil.bench.sockets import bind_unix
+from hil.errors import BenchError, HilError, UsageError
+
+READ_BYTES = 4096  # what one read of a tty gives at most
+RING_BYTES = 1 << 20
+REOPEN_S = 0.1
+WRITE_S = 2.0
+HANDSHAKE_BYTES = 4096
+HANDSHAKE_S = 5.0
+
+
+@dataclass(slots=True)
+class LineIndex:
+    """Cuts a byte stream into lines: when the first byte of each came, where it starts, how long it is.
+
+    `feed` returns the lines that a chunk ended; lengths include the line feed.
+    """
+
+    offset: int = 0
+    _start: int = 0
+    _since_s: float | None = None
+
+    def feed(self, data: bytes, now_s: float) -> list[tuple[float, int, int]]:
+        lines: list[tuple[float, int, int]] = []
+        base, position = self.offset, 0
+        while (end := data.find(b"\n", position) + 1) > 0:
+            since = now_s if self._since_s is None else self._since_s
+            lines.append((since, self._start, base + end - self._start))
+            self._start, self._since_s, position = base + end, None, end
+        self.offset = base + len(data)
+        if position < len(data) and self._since_s is None:
+            self._since_s = now_s
+        return lines
+
+    def rest(self) -> list[tuple[float, int, int]]:
+        """The unfinished line, when there is one (a login prompt has no line feed)."""
+        if self._since_s is None:
+            return []
+        return [(self._since_s, self._start, self.offset - self._start)]
+
+
+class ConsoleLog:
+    """`<board>.log` with the raw bytes and `<board>.lines.jsonl` with t_mono, offset and length of each line."""
+
+    def __init__(self, directory: Path, board: str) -> None:
+        self.path = directory / f"{board}.log"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._raw = self.path.open("ab", buffering=0)
+            self._lines = (directory / f"{board}.lines.jsonl").open("ab", buffering=0)
+        except OSError as error:
+            raise _log_failed(self.path, error) from error
+        self._index = LineIndex(offset=self._raw.tell(), _start=self._raw.tell())
+
+    def write(self, data: bytes, now_s: float) -> None:
+        """Append; raises BenchError when the disk refuses."""
+        try:
+            if self._raw.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._write_lines(self._index.feed(data, now_s))
+        except OSError as error:
+            raise _log_failed(self.path, error) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._write_lines(self._index.rest())
+        self._raw.close()
+        self._lines.close()
+
+    def _write_lines(self, lines: list[tuple[float, int, int]]) -> None:
+        if lines:
+            text = "".join(f'{{"t_mono":{t:.6f},"offset":{offset},"length":{n}}}\n' for t, offset, n in lines)
+            self._lines.write(text.encode())
+
+
+@dataclass(slots=True)
+class Ring:
+    """The newest bytes of a stream, addressed by their offset since the stream began."""
+
+    limit: int = RING_BYTES
+    end: int = 0
+    _data: bytearray = field(default_factory=bytearray)
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self._data)
+
+    def append(self, data: bytes) -> None:
+        self._data += data
+        self.end += len(data)
+        # Cut only when twice as long as promised: deleting from the front copies what stays.
+        if len(self._data) > 2 * self.limit:
+            del self._data[: len(self._data) - self.limit]
+
+    def since(self, offset: int, limit: int = RING_BYTES) -> tuple[int, bytes]:
+        """(offset of the first byte returned, bytes). A start above `offset` means that bytes in between are gone."""
+        start = min(max(offset, self.start), self.end)
+        index = start - self.start
+        return start, bytes(self._data[index : index + limit])
+
+
+class Console:
+    """The one reader of a board's console. Lives on one event loop; `start` and `stop` from there.
+
+    `on_error` is told once when a log cannot be written any more (the run is then invalid); reading goes on.
+    """
+
+    def __init__(
+        self,
+        board: str,
+        port: str,
+        baud: int,
+        log_directory: Path,
+        *,
+        on_error: Callable[[BenchError], None],
+        ring_bytes: int = RING_BYTES,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if "://" in port:
+            raise UsageError(f"console of board {board}: {port} is not a local port", hint="e.g. /dev/ttyUSB0")
+        self.board = board
+        self.port = port
+        self.ring = Ring(ring_bytes)
+        self._speed = _speed(board, baud)
+        self._logs: list[ConsoleLog] = [ConsoleLog(log_directory, board)]
+        self._on_error = on_error
+        self._monotonic = monotonic
+        self._fd: int | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._write_lock = asyncio.Lock()
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self.reason = "not opened yet"
+
+    @property
+    def connected(self) -> bool:
+        return self._fd is not None
+
+    @property
+    def last_line(self) -> str:
+        """The newest non-empty line, for people."""
+        _, tail = self.ring.since(self.ring.end - 400)
+        lines = [line for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+    def start(self) -> None:
+        """Open the port as soon as it is there, for ever."""
+        self._task = asyncio.get_running_loop().create_task(self._keep_open(), name=f"console-{self.board}")
+
+    async def stop(self) -> None:
+        for task in (self._task, *self._clients):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        if self._server is not None:
+            self._server.close()
+        self._close()
+        for log in self._logs:
+            log.close()
+        self._logs.clear()
+
+    def add_log(self, directory: Path) -> ConsoleLog:
+        """Also log to `directory` from the next byte on."""
+        log = ConsoleLog(directory, self.board)
+        self._logs.append(log)
+        return log
+
+    def remove_log(self, log: ConsoleLog) -> None:
+        if log in self._logs:
+            self._logs.remove(log)
+            log.close()
+
+    async def wait_beyond(self, offset: int, timeout_s: float | None) -> bool:
+        """True when the stream is longer than `offset`; False after `timeout_s` without."""
+        if self.ring.end > offset:
+            return True
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.discard(waiter)
+        return True
+
+    async def write(self, data: bytes) -> None:
+        """Write to the board. Raises BenchError when the port is not there or takes nothing for `WRITE_S`."""
+        async with self._write_lock:
+            while data:
+                fd = self._fd
+                if fd is None:
+                    raise BenchError(f"console of board {self.board}: {self.port} is not there: {self.reason}")
+                try:
+                    data = data[os.write(fd, data) :]
+                except BlockingIOError:
+                    if not await self._writable(fd):
+                        raise BenchError(
+                            f"console of board {self.board}: {self.port} takes no bytes, {len(data)} are left"
+                        ) from None
+                except OSError as error:
+                    self._lose(error.strerror or "closed")
+
+    async def serve(self, path: Path, authorize: Callable[[str], None]) -> None:
+        """Offer the raw byte stream on a unix socket; `authorize` raises HilError for a token that may not write.
+
+        The client's first line is `{"token": …|null, "since": N|null}`; ours is `{"offset": N}` or `{"error": {…}}`;
+        then raw bytes both ways. A reader that falls behind by more than the ring is disconnected, and sees at its
+        next `since` that bytes are gone.
+        """
+        self._server = await asyncio.start_unix_server(
+            lambda reader, writer: self._client(reader, writer, authorize),
+            sock=bind_unix(path),
+            limit=HANDSHAKE_BYTES,
+        )
+
+    async def _client(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authorize: Callable[[str], None]
+    ) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._clients.add(task)
+        try:
+            token, since = _handshake(await asyncio.wait_for(reader.readline(), HANDSHAKE_S))
+            if token is not None:
+                authorize(token)
+        except HilError as error:
+            writer.write(json.dumps({"error": {"message": error.message, "hint": error.hint}}).encode() + b"\n")
+        except (OSError, TimeoutError, ValueError):
+            pass  # not one of our clients, or it went away
+        else:
+            await self._stream(reader, writer, token, since, authorize)
+        finally:
+            if task is not None:
+                self._clients.discard(task)
+            writer.close()
+
+    async def _stream(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        token: str | None,
+        since: int | None,
+        authorize: Callable[[str], None],
+    ) -> None:
+        offset = self.ring.end if since is None else self.ring.since(since, 0)[0]
+        writer.write(json.dumps({"offset": offset}).encode() + b"\n")
+        pumps = [
+            asyncio.ensure_future(self._pump_out(writer, offset)),
+            asyncio.ensure_future(self._pump_in(reader, token, authorize)),
+        ]
+        try:
+            # Whichever ends first ends the stream: the client left, fell behind, or lost its lease while writing.
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump_out(self, writer: asyncio.StreamWriter, offset: int) -> None:
+        while True:
+            await self.wait_beyond(offset, None)
+            start, data = self.ring.since(offset, 1 << 16)
+            if start != offset:
+                raise ConnectionError("the reader fell behind")
+            writer.write(data)
+            await writer.drain()
+            offset += len(data)
+
+    async def _pump_in(self, reader: asyncio.StreamReader, token: str | None, authorize: Callable[[str], None]) -> None:
+        while data := await reader.read(READ_BYTES):
+            if token is None:
+                raise BenchError("a reader without a token may not write")
+            authorize(token)  # the lease may have ended since the last bytes
+            await self.write(data)
+
+    async def _keep_open(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                self._fd = _open_tty(self.port, self._speed)
+            except OSError as error:
+                self.reason = error.strerror or str(error)
+                await asyncio.sleep(REOPEN_S)
+                continue
+            self._lost.clear()
+            loop.add_reader(self._fd, self._readable)
+            await self._lost.wait()
+            await asyncio.sleep(REOPEN_S)
+
+    def _readable(self) -> None:
+        if self._fd is None:
+            return
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(error.strerror or "closed")  # EIO: the other end of the pseudo terminal is gone
+            return
+        if not data:
+            self._lose("the port was hung up")
+            return
+        self._received(data)
+
+    def _received(self, data: bytes) -> None:
+        now_s = self._monotonic()
+        for log in tuple(self._logs):
+            try:
+                log.write(data, now_s)
+            except BenchError as error:
+                self._logs.remove(log)
+                log.close()
+                self._on_error(error)
+        self.ring.append(data)
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _lose(self, reason: str) -> None:
+        self.reason = reason
+        self._close()
+        self._lost.set()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._fd)
+            loop.remove_writer(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+    async def _writable(self, fd: int) -> bool:
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        loop.add_writer(fd, lambda: None if ready.done() else ready.set_result(None))
+        try:
+            # Bounded: a port that is lost meanwhile is closed and will never turn writable.
+            await asyncio.wait_for(ready, WRITE_S)
+        except TimeoutError:
+            return False
+        finally:
+            if self._fd == fd:
+                loop.remove_writer(fd)
+        return True
+
+
+def _handshake(line: bytes) -> tuple[str | None, int | None]:
+    try:
+        asked: Any = json.loads(line)
+        token, since = asked.get("token"), asked.get("since")
+    except (ValueError, AttributeError):
+        raise UsageError('the console stream begins with a line {"token": …, "since": …}') from None
+    if not (token is None or isinstance(token, str)) or not (since is None or (type(since) is int and since >= 0)):
+        raise UsageError("the console stream wants a token (text or null) and since (a byte offset or null)")
+    return token, since
+
+
+def _speed(board: str, baud: int) -> int:
+    speed = getattr(termios, f"B{baud}", None)
+    if not isinstance(speed, int):
+        raise UsageError(f"console of board {board}: this host has no baud rate {baud}", hint="115200 is usual")
+    return speed
+
+
+def _open_tty(port: str, speed: int) -> int:
+    """Raw 8N1 without flow control. Not through a serial library: those flush the input when they open."""
+    fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        control: Any = list(termios.tcgetattr(fd)[6])
+        control[termios.VMIN], control[termios.VTIME] = 1, 0
+        cflag = termios.CS8 | termios.CREAD | termios.CLOCAL
+        termios.tcsetattr(fd, termios.TCSANOW, [0, 0, cflag, 0, speed, speed, control])
+    except termios.error as error:
+        os.close(fd)
+        raise OSError(error.args[0], f"not a serial port: {error.args[-1]}") from error
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EWOULDBLOCK:
+            raise OSError(error.errno, "another program has it open") from error
+        raise
+    return fd
+
+
+def _log_failed(path: Path, error: OSError) -> BenchError:
+    return BenchError(
+        f"cannot write console log {path}: {error.strerror}", hint="free disk space; the log is incomplete from here on"
+    )

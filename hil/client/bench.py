@@ -1,0 +1,364 @@
+"""A bench behind its daemon: leases, boards with power, console, link and shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hil.client.console import Console
+from hil.client.flight import Flight
+from hil.client.http import DaemonGone, Http
+from hil.errors import BenchError, BoardError, HilError, UsageError
+from hil.model import LinkState, Reading
+
+if TYPE_CHECKING:
+    from hil import inventory
+    from hil.drivers.ssh import Shell
+    from hil.inventory.bench import BenchBoard, SshWire
+    from hil.inventory.board_type import BoardType
+
+POWER_TIMEOUT_S = 60.0
+COMPILE_TIMEOUT_S = 180.0
+STOP_S = 15.0
+
+
+class Lease:
+    """Boards that are ours until `release`, the end of this process, or `ttl_s` without a renewal.
+
+    A thread renews it. Made by `Bench.lease`, or from a stored token for a command that goes on with a lease of an
+    earlier one (`Lease.stored`: not renewed by a thread, not released at exit).
+    """
+
+    def __init__(self, http: Http, granted: Mapping[str, Any], *, renew: bool = True) -> None:
+        self._http = http
+        self.id = str(granted["lease"])
+        self.token = str(granted["token"])
+        self.boards = tuple(granted["boards"])
+        self.ttl_s = float(granted.get("ttl_s", 30.0))
+        self._lost: HilError | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if renew:
+            self._thread = threading.Thread(target=self._renew, name=f"hil-lease-{self.id}", daemon=True)
+            self._thread.start()
+
+    @classmethod
+    def stored(cls, http: Http, granted: Mapping[str, Any]) -> Lease:
+        """A lease from the answer to an earlier acquisition."""
+        return cls(http, granted, renew=False)
+
+    def check(self, board: str | None = None) -> None:
+        """Raises BenchError when the lease is known to be over, UsageError when it is for other boards."""
+        if self._lost is not None:
+            raise self._lost
+        if self._stop.is_set():
+            raise BenchError(f"lease {self.id} was released", hint="take a new one")
+        if board is not None and board not in self.boards:
+            raise UsageError(f"lease {self.id} is for {', '.join(self.boards)}, not for board {board}")
+
+    def renew(self) -> None:
+        """Extend it by its time to live. Raises BenchError when it is over."""
+        self._http.call("POST", f"/v1/leases/{self.id}/renew", token=self.token)
+
+    def release(self) -> None:
+        """Give the boards back; the daemon brings them to their `on_lease_end` state before this returns."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._lost is None:
+            self._http.call("DELETE", f"/v1/leases/{self.id}", token=self.token, timeout_s=POWER_TIMEOUT_S)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.ttl_s / 3):
+            try:
+                self.renew()
+            except DaemonGone as error:
+                # A daemon that is started again still knows the lease: keep trying while it may be valid.
+                if self._stop.wait(self.ttl_s / 3):
+                    return
+                with contextlib.suppress(HilError):
+                    self.renew()
+                    continue
+                self._lost = error
+                return
+            except HilError as error:
+                self._lost = error
+                return
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.release()
+        except HilError:
+            # The error that ended the test says more than the lease it lost with it.
+            if error is None:
+                raise
+
+
+class Bench:
+    """A bench whose daemon runs. Close it, or use it as a context manager; leases are separate."""
+
+    def __init__(self, bench: inventory.Bench, http: Http) -> None:
+        self.inventory = bench
+        self.http = http
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's own account: boards, leases, flight, dead-man."""
+        value: dict[str, Any] = self.http.get("/v1/status")
+        return value
+
+    def leases(self) -> list[dict[str, Any]]:
+        """Who holds which board."""
+        value: list[dict[str, Any]] = self.http.get("/v1/leases")
+        return value
+
+    def lease(
+        self,
+        boards: Iterable[str],
+        *,
+        ttl_s: float = 30.0,
+        wait_s: float = 0.0,
+        preempt: bool = False,
+        reason: str = "",
+        holder: str | None = None,
+        pid: int | None = -1,
+        renew: bool = True,
+    ) -> Lease:
+        """Lease all these boards or none, waiting up to `wait_s` for them.
+
+        The lease ends with process `pid` (default: this one; None: only by its TTL). Raises BenchError naming who has
+        the board, UsageError for a board that is not there.
+        """
+        granted = self.http.call(
+            "POST",
+            "/v1/leases",
+            {
+                "boards": list(boards),
+                "holder": holder or f"{_user()}@{socket.gethostname()} {Path(sys.argv[0] or 'python').name}",
+                "pid": os.getpid() if pid == -1 else pid,
+                "ttl_s": ttl_s,
+                "wait_s": wait_s,
+                "preempt": preempt,
+                "reason": reason,
+            },
+            timeout_s=wait_s + POWER_TIMEOUT_S,
+        )
+        return Lease(self.http, granted, renew=renew)
+
+    def board(self, name: str | None = None, lease: Lease | None = None) -> Board:
+        """A board (the only one without a name). Without a lease it may be watched, not driven."""
+        name, wires, board_type = self.inventory.board(name)
+        return Board(self, name, wires, board_type, lease)
+
+    def flight(self, board: str, mission: Path, run_dir: Path, lease: Lease, start_s: float = 0.0) -> Flight:
+        """Compile `mission` and start its clock at mission second `start_s`, rate 1. Ends with `Flight.end`."""
+        lease.check(board)
+        self.http.call(
+            "POST",
+            "/v1/flights",
+            {
+                "board": board,
+                "mission_path": str(mission.resolve()),
+                "run_dir": str(run_dir.resolve()),
+                "start_s": start_s,
+            },
+            token=lease.token,
+            timeout_s=COMPILE_TIMEOUT_S,
+        )
+        return Flight(self.http, board, lease.token)
+
+    def stop(self, force: bool = False) -> None:
+        """Stop the daemon: all outputs off. Refused (BenchError) while boards are leased, unless `force`."""
+        self.http.call("POST", "/v1/stop", {"force": force}, timeout_s=POWER_TIMEOUT_S)
+        deadline = time.monotonic() + STOP_S
+        while time.monotonic() < deadline:
+            try:
+                self.http.get("/v1/status", timeout_s=1.0)
+            except DaemonGone:
+                self.http.close()
+                return
+            time.sleep(0.05)
+        raise BenchError(f"the bench daemon did not stop within {STOP_S:g} s", hint="its log is in the state directory")
+
+    def close(self) -> None:
+        self.http.close()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Board:
+    """One board: `power`, `console`, `link`, `shell` (management port) and `payload_shell` (through the emulator)."""
+
+    def __init__(self, bench: Bench, name: str, wires: BenchBoard, board_type: BoardType, lease: Lease | None) -> None:
+        if lease is not None:
+            lease.check(name)
+        self.bench = bench
+        self.name = name
+        self.wires = wires
+        self.type = board_type
+        self.lease = lease
+        self.power = Power(self)
+        self.link = Link(self)
+        self._console: Console | None = None
+        self._shell: Shell | None = None
+
+    @property
+    def console(self) -> Console:
+        """The serial console. Raises UsageError when the bench file gives the board none."""
+        if self.wires.console is None:
+            raise UsageError(f"board {self.name} has no console", hint="add `console:` to the bench file")
+        if self._console is None:
+            path = self.bench.inventory.runtime_dir / f"console-{self.name}.sock"
+            self._console = Console(self.name, path, self._token, self.type.boot.death)
+        return self._console
+
+    @property
+    def shell(self) -> Shell:
+        """The shell over the management port; connected at first use and again after it was lost."""
+        self._driving()
+        if self._shell is None or not self._shell.alive:
+            self.reconnect(timeout_s=20.0)
+        if self._shell is None:
+            raise BenchError(f"board {self.name}: no shell")
+        return self._shell
+
+    def reconnect(self, timeout_s: float) -> Shell:
+        """A new connection to the management port, tried until it stands. Raises the last BoardError in the end."""
+        self._driving()
+        self.disconnect()
+        wire = self._wire("mgmt", self.wires.mgmt)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                self._shell = _connect(wire, None, min(max(left, 1.0), 20.0))
+                return self._shell
+            except BoardError:
+                if time.monotonic() + 0.2 > deadline:
+                    raise
+                time.sleep(0.2)  # between two attempts at a board that boots
+
+    def payload_shell(self, timeout_s: float = 20.0) -> Shell:
+        """A new connection through the emulated link; the caller closes it."""
+        self._driving()
+        wire = self._wire("payload", self.wires.payload)
+        broker = None if self.wires.payload is None else self.wires.payload.broker
+        return _connect(wire, broker, timeout_s)
+
+    def disconnect(self) -> None:
+        """Drop the management connection without a farewell."""
+        if self._shell is not None:
+            self._shell.abort()
+            self._shell = None
+
+    def _wire(self, plane: str, wire: SshWire | None) -> SshWire:
+        if wire is None:
+            raise UsageError(f"board {self.name} has no {plane} port", hint=f"add `{plane}:` to the bench file")
+        return wire
+
+    def _token(self) -> str | None:
+        return None if self.lease is None else self.lease.token
+
+    def _driving(self) -> str:
+        if self.lease is None:
+            raise BenchError(f"board {self.name} may be driven only under a lease", hint="bench.lease([…])")
+        self.lease.check(self.name)
+        return self.lease.token
+
+    def _call(self, method: str, path: str, body: object = None) -> Any:
+        return self.bench.http.call(
+            method, f"/v1/boards/{self.name}/{path}", body, token=self._driving(), timeout_s=POWER_TIMEOUT_S
+        )
+
+
+class Power:
+    """The board's supply channels."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def on(self, voltage_v: float | None = None) -> Reading:
+        """Output on through the safety sequence, at the board's nominal voltage or `voltage_v`; in a flight at the
+        voltage of the bus. Raises SafetyError when a limit cannot be verified: the output is off then.
+        """
+        return self._act("on", voltage_v)
+
+    def off(self) -> Reading:
+        """Output off, verified by measurement. Raises SafetyError when the voltage stays."""
+        return self._act("off", None)
+
+    def cycle(self, voltage_v: float | None = None) -> Reading:
+        """Off, the board's off-dwell, and on again."""
+        return self._act("cycle", voltage_v)
+
+    def read(self) -> Reading:
+        """The newest measurement; needs no lease."""
+        return _reading(self._board.bench.http.get(f"/v1/boards/{self._board.name}/power"))
+
+    def _act(self, action: str, voltage_v: float | None) -> Reading:
+        answer = self._board._call("POST", "power", {"action": action, "voltage_v": voltage_v})
+        offset = answer.get("console_offset")
+        if action != "off" and offset is not None:
+            # What the board said in its earlier life must not satisfy the next expect.
+            self._board.console.seek(offset)
+        return _reading(answer)
+
+
+class Link:
+    """The emulator between ground and board. Without one in the bench file every call is a UsageError."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def set(self, uplink: LinkState, downlink: LinkState | None = None) -> dict[str, Any]:
+        """Apply both directions whole (`downlink` None: the same); returns their times, read back."""
+        body = {"uplink": asdict(uplink), "downlink": asdict(uplink if downlink is None else downlink)}
+        value: dict[str, Any] = self._board._call("PUT", "link", body)
+        return value
+
+    def clear(self) -> None:
+        """Remove what hil added to the emulator, and nothing else."""
+        self._board._call("DELETE", "link")
+
+    def state(self) -> dict[str, Any]:
+        """What is applied now; needs no lease."""
+        value: dict[str, Any] = self._board.bench.http.get(f"/v1/boards/{self._board.name}/link")
+        return value
+
+
+def _connect(wire: SshWire, broker: Path | None, timeout_s: float) -> Shell:
+    from hil.drivers.ssh import Shell
+
+    return Shell.connect(
+        wire.address, wire.port, wire.user, wire.key, wire.known_hosts, broker=broker, timeout_s=timeout_s
+    )
+
+
+def _reading(value: Mapping[str, Any]) -> Reading:
+    names = ("time_s", "voltage_v", "current_a", "power_w", "output_on", "exchange_s")
+    return Reading(**{name: value[name] for name in names})
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())

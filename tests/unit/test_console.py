@@ -1,0 +1,277 @@
+"""Consoles: nothing lost, many readers, one writer, ports that come and go; and the expect engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+import tty
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hil.bench.consoles import Console as Server
+from hil.bench.consoles import LineIndex, Ring
+from hil.client.console import Console
+from hil.client.expect import Pattern, Search
+from hil.errors import BenchError, BoardError, UsageError
+
+
+class Board:
+    """The far end of a serial line: a pseudo terminal whose slave is linked at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plug_in()
+
+    def plug_in(self) -> None:
+        self.master, self.slave = os.openpty()
+        tty.setraw(self.slave)
+        self.path.unlink(missing_ok=True)
+        self.path.symlink_to(os.ttyname(self.slave))
+
+    def unplug(self) -> None:
+        os.close(self.slave)
+        os.close(self.master)
+
+    def say(self, data: bytes) -> None:
+        os.write(self.master, data)
+
+    def hear(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            data += os.read(self.master, count - len(data))
+        return data
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, board: Board | None = None, **more: int) -> AsyncIterator[Server]:
+    errors: list[BenchError] = []
+    console = Server("vb1", str(tmp_path / "port"), 115200, tmp_path / "log", on_error=errors.append, **more)
+
+    def authorize(token: str) -> None:
+        if token != "right":
+            raise BenchError("this lease is over")
+
+    await console.serve(tmp_path / "c.sock", authorize)
+    console.start()
+    try:
+        yield console
+    finally:
+        await console.stop()
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
+def client(tmp_path: Path, token: str | None = None, death: tuple[str, ...] = ()) -> Console:
+    return Console("vb1", tmp_path / "c.sock", lambda: token, death)
+
+
+def run(scenario: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(scenario, 20)
+
+    asyncio.run(bounded())
+
+
+def test_the_log_begins_with_the_first_byte_even_from_before_the_daemon(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        board = Board(tmp_path / "port")
+        board.say(b"U-Boot 2023\r\n")
+        async with serving(tmp_path) as console:
+            await until(lambda: console.ring.end == 13)
+            before = time.monotonic()
+            board.say(b"login: ")
+            await until(lambda: console.ring.end == 20)
+            assert console.last_line == "login:"
+        assert (tmp_path / "log/vb1.log").read_bytes() == b"U-Boot 2023\r\nlogin: "
+        lines = [json.loads(line) for line in (tmp_path / "log/vb1.lines.jsonl").read_text().splitlines()]
+        assert [(line["offset"], line["length"]) for line in lines] == [(0, 13), (13, 7)]
+        assert lines[0]["t_mono"] < before <= lines[1]["t_mono"]
+
+    run(scenario())
+
+
+def test_a_port_that_appears_later_vanishes_and_returns(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(tmp_path) as console:
+            await until(lambda: console.reason != "not opened yet")
+            with pytest.raises(BenchError, match="is not there: No such file"):
+                await console.write(b"x")
+            board = Board(tmp_path / "port")
+            board.say(b"one")
+            await until(lambda: console.ring.end == 3)
+            board.unplug()
+            await until(lambda: not console.connected)
+            board.plug_in()
+            board.say(b"two")
+            await until(lambda: console.ring.end == 6)
+            assert console.ring.since(0)[1] == b"onetwo"
+
+    run(scenario())
+
+
+def test_many_readers_and_only_the_lease_writes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        board = Board(tmp_path / "port")
+        async with serving(tmp_path) as console:
+            await until(lambda: console.connected)
+            readers = [client(tmp_path) for _ in range(3)]
+            writer = client(tmp_path, "right")
+            for each in (*readers, writer):
+                await asyncio.to_thread(each.mark)
+            await asyncio.to_thread(writer.send, "boot")
+            assert await asyncio.to_thread(board.hear, 5) == b"boot\n"
+            board.say(b"starting\r\nlogin: ")
+            for each in (*readers, writer):
+                match = await asyncio.to_thread(each.expect, "log(in): ", 5)
+                assert (match.text, match.groups, match.before) == ("login: ", ("in",), "starting\r\n")
+                assert match.offset == console.ring.end
+            with pytest.raises(BenchError, match="needs a lease"):
+                readers[0].send("evil")
+            with pytest.raises(BenchError, match="lease is over"):
+                await asyncio.to_thread(client(tmp_path, "wrong").mark)
+            for each in (*readers, writer):
+                each.close()
+
+    run(scenario())
+
+
+def test_since_goes_back_and_says_when_bytes_are_gone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        board = Board(tmp_path / "port")
+        async with serving(tmp_path, ring_bytes=1000) as console:
+            reader = client(tmp_path)
+            board.say(b"first login: ")
+            await until(lambda: console.ring.end == 13)
+            mark = await asyncio.to_thread(reader.mark)
+            assert mark == 13
+            assert (await asyncio.to_thread(reader.expect, "login", 1, since=0)).before == "first "
+            for _ in range(5):
+                end = console.ring.end
+                board.say(b"x" * 1000)
+                await until(lambda end=end: console.ring.end == end + 1000)  # type: ignore[misc]
+            with pytest.raises(BenchError, match="no longer in the daemon's memory"):
+                await asyncio.to_thread(client(tmp_path).expect, "login", 1, since=0)
+            reader.close()
+
+    run(scenario())
+
+
+def test_a_command_survives_kernel_messages_in_its_output(tmp_path: Path) -> None:
+    board = Board(tmp_path / "port")
+
+    def shell() -> None:
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(board.master, 1)
+        nonce = line.split(b"'-", 1)[1].split(b"-", 1)[0]
+        board.say(line.replace(b"\n", b"\r\n"))  # the echo
+        board.say(b"[   12.0] usb 1-1: new device\r\nHIL-" + nonce + b"-B\r\nhel")
+        board.say(b"lo\r\n[   12.1] eth0: link up\r\nHIL-" + nonce + b"-E-7\r\n# ")
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as console:
+            await until(lambda: console.connected)
+            mine = client(tmp_path, "right")
+            thread = threading.Thread(target=shell)
+            thread.start()
+            done = await asyncio.to_thread(mine.run, "greet", 5)
+            thread.join()
+            assert (done.stdout, done.returncode) == ("hello\n[   12.1] eth0: link up\n", 7)
+            mine.close()
+
+    run(scenario())
+
+
+def test_a_time_out_quotes_the_last_bytes_and_a_death_string_aborts(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        board = Board(tmp_path / "port")
+        async with serving(tmp_path) as console:
+            reader = client(tmp_path, death=("Kernel panic",))
+            await asyncio.to_thread(reader.mark)
+            board.say(b"Loading\x00 kernel\r\n")
+            with pytest.raises(BoardError, match=r"(?s)'login:' did not come within 0.05 s.*Loading\\x00 kernel"):
+                await asyncio.to_thread(reader.expect, "login:", 0.05)
+            # A time-out consumes nothing: what came is still there for the next expect.
+            assert (await asyncio.to_thread(reader.expect, "kernel", 1)).before == "Loading\x00 "
+            board.say(b"Kernel panic - not syncing\r\nlogin:")
+            with pytest.raises(BoardError, match=r"(?s)said 'Kernel panic' while waiting.*not syncing"):
+                await asyncio.to_thread(reader.expect, "login:", 5)
+            assert console.connected
+            reader.close()
+
+    run(scenario())
+
+
+def test_a_full_disk_ends_the_log_loudly_and_not_the_console(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        board = Board(tmp_path / "port")
+        (tmp_path / "log").mkdir()
+        (tmp_path / "log/vb1.log").symlink_to("/dev/full")
+        errors: list[BenchError] = []
+        console = Server("vb1", str(tmp_path / "port"), 115200, tmp_path / "log", on_error=errors.append)
+        console.start()
+        board.say(b"hello")
+        await until(lambda: console.ring.end == 5)
+        assert "No space left" in errors[0].message
+        await console.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("pattern", ["a.*b", "x+", "(", "(a|b)?", "a{5000}"])
+def test_patterns_without_bound_are_refused(pattern: str) -> None:
+    with pytest.raises(UsageError):
+        Pattern(pattern)
+
+
+@given(
+    chunks=st.lists(st.sampled_from([b"lo", b"gin", b": ", b"x", b"panic", b"l"]), max_size=30), start=st.integers(0)
+)
+def test_how_the_stream_is_cut_changes_nothing(chunks: list[bytes], start: int) -> None:
+    whole = Search(Pattern("login: "), [Pattern("panic")], start=start)
+    whole.feed(b"".join(chunks))
+    cut = Search(Pattern("login: "), [Pattern("panic")], start=start, keep=1)
+
+    def outcome(search: Search) -> object:
+        try:
+            found = search.found(0.0)
+        except BoardError:
+            return "death"
+        return found and found.offset
+
+    result = None
+    for chunk in chunks:
+        cut.feed(chunk)
+        result = result or outcome(cut)
+        if result is not None:
+            break
+    assert result == outcome(whole)
+
+
+@given(chunks=st.lists(st.binary(max_size=40), max_size=30))
+def test_ring_and_line_index_lose_nothing(chunks: list[bytes]) -> None:
+    ring, index = Ring(limit=50), LineIndex()
+    stream = b"".join(chunks)
+    lines = []
+    for number, chunk in enumerate(chunks):
+        ring.append(chunk)
+        lines += index.feed(chunk, float(number))
+    assert ring.end == len(stream)
+    assert ring.since(0) == (ring.start, stream[ring.start :])
+    assert ring.start <= max(0, len(stream) - 50)
+    lines += index.rest()
+    assert b"".join(stream[offset : offset + length] for _, offset, length in lines) == stream
+    assert all(stream[offset : offset + length].count(b"\n") <= 1 for _, offset, length in lines)
