@@ -586,7 +586,7 @@ class Upload:
         stop = stop or threading.Event()
         progress = _Progress(time.monotonic())
         boot_id = shell.boot_id(stall_s)
-        with contextlib.closing(shell.subsystem("sftp", stall_s)) as channel:
+        with self._sftp(shell, stall_s) as channel:
             with shell._deadline(stall_s, f"opening {self.part}"):
                 remote = _RemoteFile(channel, self.part, stall_s)
                 size = remote.size()
@@ -609,6 +609,16 @@ class Upload:
         """Have the board check the whole file's SHA-256 and only then put it in place, durably."""
         argv = ["python3", self._onboard, "activate", self.part, self.target, self.sha256]
         shell.run(argv, timeout_s, check=True)
+
+    @contextlib.contextmanager
+    def _sftp(self, shell: Shell, timeout_s: float) -> Iterator[paramiko.Channel]:
+        channel = shell.subsystem("sftp", timeout_s)
+        try:
+            yield channel
+        finally:
+            # Saying goodbye blocks when the link died with the socket's buffer full.
+            with contextlib.suppress(BoardError), shell._deadline(1.0, "closing sftp"):
+                channel.close()
 
     def _stream(
         self, remote: _RemoteFile, progress: _Progress, stop: threading.Event, on_progress: Callable[[int], None] | None

@@ -1,0 +1,522 @@
+"""Link emulation by Linux tc/netem on a box with two bridged ports, driven over SSH.
+
+Each state is sent whole (netem keeps some parameters from the change before, and resets others), into one persistent
+`tc -batch` process, and read back in the same exchange: the answer proves that the kernel has it. Our queueing
+disciplines carry handle 1a5:, so that hil never removes what somebody else put there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from hil.errors import BenchError
+from hil.model import Applied, Direction, LinkState
+
+if TYPE_CHECKING:
+    import paramiko
+
+_T = TypeVar("_T")
+
+HANDLE = "1a5:"
+"""Handle of the qdiscs that hil makes. The same handle at each change keeps the packets that are under way."""
+
+_FRAME_BYTES = 1514  # what netem counts for a full packet: 1500 and the Ethernet header
+_UNSHAPED_LIMIT = 10_000  # packets; 100 Mbit/s of full frames for 1.2 s
+_MIN_BUFFER, _BUFFER_S = 256, 0.25  # the bottleneck's own buffer: holds one 256 KiB socket buffer, or a quarter second
+# Leaving `corrupt` out would keep the old value, and some versions of tc refuse "0%": this rounds to 0 in the kernel.
+_NO_PERCENT = "0.000000001%"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codec
+
+
+@dataclass(frozen=True, slots=True)
+class QdiscCounters:
+    """What a port's root qdisc has done since it was made. `dropped` holds emulated loss and overflow alike."""
+
+    sent_bytes: int
+    sent_packets: int
+    dropped: int
+    overlimits: int
+    backlog_bytes: int
+    backlog_packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """One root qdisc as `tc -s -j qdisc show` lists it. Handle "0:" is the kernel's own default."""
+
+    kind: str
+    handle: str
+    options: Mapping[str, Any]
+    counters: QdiscCounters
+
+    @property
+    def ours(self) -> bool:
+        return self.kind == "netem" and self.handle == HANDLE
+
+    @property
+    def foreign(self) -> bool:
+        """Somebody put it there on purpose, and it was not hil."""
+        return not self.ours and self.handle != "0:"
+
+
+def queue_limit(state: LinkState) -> int:
+    """Packets the emulator must hold: those in flight (rate x delay) and the bottleneck's buffer.
+
+    netem counts delayed packets against its limit, so a limit that ignores the delay drops packets nobody asked it to.
+    """
+    if state.rate_bps == 0:
+        return _UNSHAPED_LIMIT
+    frames_per_s = state.rate_bps / (8 * _FRAME_BYTES)
+    in_flight = math.ceil(frames_per_s * (state.delay_s + state.jitter_s))
+    return in_flight + max(_MIN_BUFFER, math.ceil(frames_per_s * _BUFFER_S))
+
+
+def tc_line(interface: str, state: LinkState, limit: int) -> str:
+    """The batch line that puts `state` on the egress of `interface`: complete, in integers, without a zero percentage.
+
+    Microseconds and bit/s (whole bytes) are what every version of tc takes. Raises ValueError for a name that tc could
+    read as something else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}", interface):
+        raise ValueError(f"not an interface name: {interface!r}")
+    words = [f"qdisc replace dev {interface} root handle {HANDLE} netem limit {limit}"]
+    words.append(f"delay {round(state.delay_s * 1e6)}us")
+    if round(state.jitter_s * 1e6):
+        words.append(f"{round(state.jitter_s * 1e6)}us")
+    for name, share in (("loss", state.effective_loss), ("duplicate", state.duplicate)):
+        if share > 0:
+            words.append(f"{name} {_percent(share)}")
+    words.append(f"corrupt {_percent(state.corrupt) if state.corrupt > 0 else _NO_PERCENT}")
+    # Below one byte a second tc would send 0, which means "not limited".
+    words.append(f"rate {max(8, round(state.rate_bps)) if state.rate_bps else 0}bit")
+    return " ".join(words)
+
+
+def _percent(share: float) -> str:
+    text = f"{share * 100:.9f}".rstrip("0").rstrip(".")
+    return f"{text}%" if float(text) else _NO_PERCENT
+
+
+def parse_qdiscs(text: str) -> dict[str, Qdisc]:
+    """Root qdiscs out of the JSON of `tc -s -j qdisc show [dev X]`: interface name ("" when asked for one) -> qdisc.
+
+    Raises ValueError when it is not that.
+    """
+    found = {}
+    for item in json.loads(text):
+        if not item.get("root"):
+            continue
+        counters = QdiscCounters(
+            sent_bytes=item.get("bytes", 0),
+            sent_packets=item.get("packets", 0),
+            dropped=item.get("drops", 0),
+            overlimits=item.get("overlimits", 0),
+            backlog_bytes=item.get("backlog", 0),
+            backlog_packets=item.get("qlen", 0),
+        )
+        found[item.get("dev", "")] = Qdisc(item["kind"], item["handle"], item.get("options", {}), counters)
+    return found
+
+
+def netem_state(options: Mapping[str, Any]) -> tuple[LinkState, int]:
+    """The LinkState and the limit that a netem qdisc has, from its JSON options. 100 % loss reads as an outage."""
+    delay = options.get("delay", {})
+    loss = float(options.get("loss-random", {}).get("loss", 0.0))
+    state = LinkState(
+        delay_s=float(delay.get("delay", 0.0)),
+        jitter_s=float(delay.get("jitter", 0.0)),
+        loss=0.0 if loss == 1.0 else loss,
+        rate_bps=8.0 * options.get("rate", {}).get("rate", 0),
+        duplicate=float(options.get("duplicate", {}).get("duplicate", 0.0)),
+        corrupt=float(options.get("corrupt", {}).get("corrupt", 0.0)),
+        outage=loss == 1.0,
+    )
+    return state, int(options.get("limit", 0))
+
+
+def difference(asked: LinkState, limit: int, qdisc: Qdisc | None) -> str:
+    """What the kernel has that was not asked for, as text; empty when it agrees but for tick and print rounding."""
+    if qdisc is None:
+        return "there is no root qdisc"
+    if not qdisc.ours:
+        return f"the root qdisc is {qdisc.kind} {qdisc.handle}, not netem {HANDLE}"
+    got, got_limit = netem_state(qdisc.options)
+    wrong = []
+    # tc's ticks are 64 ns and it prints whole microseconds with six significant digits.
+    for name, step in (("delay_s", 2e-6), ("jitter_s", 2e-6), ("rate_bps", 8.0)):
+        want, have = getattr(asked, name), getattr(got, name)
+        if name == "rate_bps" and want:
+            want = max(8.0, want)
+        if abs(want - have) > step + 1e-5 * want:
+            wrong.append(f"{name} {have:g} instead of {want:g}")
+    for name in ("effective_loss", "duplicate", "corrupt"):
+        want, have = getattr(asked, name), getattr(got, name)
+        if abs(want - have) > 1e-9 + 1e-5 * want:
+            wrong.append(f"{name} {have:g} instead of {want:g}")
+    if got_limit != limit:
+        wrong.append(f"limit {got_limit} instead of {limit}")
+    # Loss models, slots, reordering and ECN are never ours; a leftover would bend every result.
+    for name in ("reorder", "loss-state", "loss-gemodel", "slot"):
+        if name in qdisc.options:
+            wrong.append(f"an unasked {name}")
+    return "; ".join(wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transport
+
+
+class Lost(Exception):
+    """The connection to the box ended or does not answer; a new one may work."""
+
+
+class Session(Protocol):
+    """One running `tc -batch` on the box. Its stdout and stderr arrive in order in one stream."""
+
+    def send(self, text: str) -> None:
+        """Send all of `text`. Raises Lost."""
+
+    def readline(self, deadline_s: float) -> str:
+        """The next line, without its end; `deadline_s` on `time.monotonic()`. Raises Lost, also when none comes."""
+
+    def run(self, command: str, timeout_s: float) -> str:
+        """Run another command beside it and return what it prints. Raises Lost."""
+
+    def close(self) -> None:
+        """Give it up. Never raises."""
+
+
+class SshSession:
+    """`tc -force -batch -` over SSH; the output streams are one, so that errors keep their place among the answers."""
+
+    def __init__(self, client: paramiko.SSHClient, sock: socket.socket, sudo: str, timeout_s: float) -> None:
+        self._client, self._sock = client, sock
+        self._buffer = bytearray()
+        transport = client.get_transport()
+        assert transport is not None
+        with _lost_when_broken(self, timeout_s):
+            self._channel = transport.open_session(timeout=timeout_s)
+            # /sbin in full: some shells prefer an applet of theirs. -s and -j hold for every `show` in the batch.
+            self._channel.exec_command(f"exec {sudo}/sbin/tc -s -j -force -batch - 2>&1")
+
+    def send(self, text: str) -> None:
+        with _lost_when_broken(self, 5.0):
+            self._channel.sendall(text.encode())
+
+    def readline(self, deadline_s: float) -> str:
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._channel.settimeout(max(0.001, deadline_s - time.monotonic()))
+            with _lost_when_broken(self, None):
+                data = self._channel.recv(1 << 16)
+            if not data:
+                said = self._buffer.decode(errors="replace").strip()
+                raise Lost(f"tc ended: {said}" if said else "tc ended")
+            self._buffer += data
+        line = self._buffer[:end].decode(errors="replace")
+        del self._buffer[: end + 1]
+        return line
+
+    def run(self, command: str, timeout_s: float) -> str:
+        with _lost_when_broken(self, timeout_s):
+            _, stdout, _ = self._client.exec_command(f"{command} 2>&1", timeout=timeout_s)
+            return stdout.read().decode(errors="replace")
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._client.close()
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+
+@contextlib.contextmanager
+def _lost_when_broken(session: SshSession, limit_s: float | None) -> Iterator[None]:
+    """Raise Lost for whatever a dead connection raises; with `limit_s`, close the session when the body hangs."""
+    import paramiko
+
+    watchdog = threading.Timer(limit_s, session.close) if limit_s is not None else None
+    if watchdog:
+        watchdog.daemon = True
+        watchdog.start()
+    try:
+        yield
+    except TimeoutError as error:
+        raise Lost("no answer in time") from error
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        raise Lost(str(error) or "connection lost") from error
+    finally:
+        if watchdog:
+            watchdog.cancel()
+
+
+def ssh_connector(
+    *, host: str, port: int, user: str, key: Path, known_hosts: Path, timeout_s: float = 10.0
+) -> Callable[[], Session]:
+    """A function that opens an SshSession to the box. It raises Lost, or BenchError for wrong keys and pins."""
+    from hil.drivers.ssh import ShellLost, ShellTimeout, dial
+
+    def connect() -> Session:
+        try:
+            sock = socket.create_connection((host, port), timeout_s)
+            client = dial(sock, host=host, port=port, user=user, key=key, known_hosts=known_hosts, timeout_s=timeout_s)
+        except (OSError, ShellLost, ShellTimeout) as error:
+            raise Lost(str(error)) from error
+        return SshSession(client, sock, "" if user == "root" else "sudo -n ", timeout_s)
+
+    return connect
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The driver
+
+
+@dataclass(slots=True)
+class NetemSsh:
+    """The link emulator on a netem box: `interfaces` names the port whose egress shapes each direction.
+
+    Blocking; calls from several threads take turns. A dropped connection is opened again once a call; then, and when
+    tc refuses or reads back something else, BenchError says what happened in tc's own words.
+    """
+
+    name: str
+    interfaces: Mapping[Direction, str]
+    connect: Callable[[], Session]
+    timeout_s: float = 5.0
+    clock: Callable[[], float] = time.monotonic
+    _session: Session | None = None
+    _checked: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def at(
+        cls,
+        name: str,
+        *,
+        host: str,
+        port: int,
+        user: str,
+        key: Path,
+        known_hosts: Path,
+        uplink_interface: str,
+        downlink_interface: str,
+        timeout_s: float = 5.0,
+    ) -> NetemSsh:
+        """The emulator behind an SSH address, as a bench file describes it. Does not connect yet."""
+        connect = ssh_connector(host=host, port=port, user=user, key=key, known_hosts=known_hosts)
+        return cls(name, {"uplink": uplink_interface, "downlink": downlink_interface}, connect, timeout_s)
+
+    def open(self) -> None:
+        """Connect, and refuse (BenchError) when a port is missing or has a qdisc that hil did not make."""
+        with self._lock:
+            self._retried(lambda session: None)
+
+    def apply(self, states: Mapping[Direction, LinkState], scheduled_s: float) -> dict[Direction, Applied]:
+        """Put complete states on the link and read them back; times are on the driver's clock (`time.monotonic`).
+
+        Directions that are left out stay as they are. BenchError when the box does not have exactly what was asked.
+        """
+        limits = {direction: queue_limit(state) for direction, state in states.items()}
+        changes = [tc_line(self.interfaces[d], state, limits[d]) for d, state in states.items()]
+        # Every change before the first read-back: both directions change together.
+        batch = "\n".join(changes + [self._show(direction) for direction in states]) + "\n"
+
+        def exchange(session: Session) -> dict[Direction, tuple[float, float, Qdisc | None]]:
+            sent_s = self.clock()
+            session.send(batch)
+            return {direction: (sent_s, *self._answer(session, direction)) for direction in states}
+
+        applied: dict[Direction, Applied] = {}
+        with self._lock:
+            for direction, (sent_s, acknowledged_s, qdisc) in self._retried(exchange).items():
+                wrong = difference(states[direction], limits[direction], qdisc)
+                if wrong:
+                    port = self.interfaces[direction]
+                    raise BenchError(f"link {self.name}: {port} reads back {wrong}", hint="see `hil link show`")
+                applied[direction] = Applied(scheduled_s, sent_s, acknowledged_s, self.clock())
+        return applied
+
+    def state(self) -> dict[Direction, LinkState | None]:
+        """What each direction has now; None where hil has not shaped it."""
+        return {d: netem_state(q.options)[0] if q and q.ours else None for d, q in self._qdiscs().items()}
+
+    def counters(self) -> dict[Direction, QdiscCounters]:
+        """Counters of each direction's root qdisc; they restart at 0 when the box does or the link is cleared."""
+        nothing = QdiscCounters(0, 0, 0, 0, 0, 0)
+        return {direction: qdisc.counters if qdisc else nothing for direction, qdisc in self._qdiscs().items()}
+
+    def clear(self) -> list[str]:
+        """Remove what hil put on the ports and nothing else; returns their names. Verified by reading back."""
+
+        def exchange(session: Session) -> list[str]:
+            roots = self._ask(session)
+            ours = [self.interfaces[direction] for direction, qdisc in roots.items() if qdisc and qdisc.ours]
+            if not ours:
+                return []
+            session.send("".join(f"qdisc del dev {port} root handle {HANDLE}\n" for port in ours))
+            left = [self.interfaces[d] for d, qdisc in self._ask(session).items() if qdisc and qdisc.ours]
+            if left:
+                raise BenchError(f"link {self.name}: {', '.join(left)} is still shaped after clearing")
+            return ours
+
+        with self._lock:
+            return self._retried(exchange, foreign_ok=True)
+
+    def preflight(self) -> dict[str, Any]:
+        """Facts of the box for the run's provenance: kernel, tc, netem, per port qdisc and offloads; and `warnings`.
+
+        Offloads are None when the box has no ethtool; netem is "loaded", "module" or "missing".
+        """
+        script = (
+            "uname -r; /sbin/tc -V; "
+            "if [ -d /sys/module/sch_netem ]; then echo loaded; "
+            "elif /sbin/modprobe -n -q sch_netem 2>/dev/null; then echo module; else echo missing; fi; "
+            "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
+        )
+        ports = list(self.interfaces.values())
+        features = "; ".join(f"echo '== {port}'; /sbin/ethtool -k {shlex.quote(port)} 2>/dev/null" for port in ports)
+
+        def exchange(session: Session) -> dict[str, Any]:
+            kernel, tc, netem, clocksource, *_ = [*session.run(script, self.timeout_s).splitlines(), *["unknown"] * 4]
+            offloads = parse_offloads(session.run(features, self.timeout_s))
+            roots = {self.interfaces[direction]: qdisc for direction, qdisc in self._ask(session).items()}
+            interfaces = {port: _port_facts(roots[port], offloads.get(port)) for port in ports}
+            facts = {"kernel": kernel, "tc": tc, "netem": netem, "clocksource": clocksource, "interfaces": interfaces}
+            return facts | {"warnings": _warnings(netem, clocksource, interfaces)}
+
+        with self._lock:
+            return self._retried(exchange, foreign_ok=True)
+
+    def close(self) -> None:
+        """Drop the connection and leave the link as it is."""
+        with self._lock:
+            self._drop()
+
+    def _qdiscs(self) -> dict[Direction, Qdisc | None]:
+        with self._lock:
+            return self._retried(self._ask, foreign_ok=True)
+
+    def _retried(self, exchange: Callable[[Session], _T], *, foreign_ok: bool = False) -> _T:
+        """Run one exchange, on a fresh connection if the one we have turns out to be gone; once."""
+        for attempt in (1, 2):
+            try:
+                if self._session is None:
+                    self._session, self._checked = self.connect(), False
+                if not (self._checked or foreign_ok):
+                    self._refuse_foreign(self._ask(self._session))
+                    self._checked = True
+                return exchange(self._session)
+            except Lost as error:
+                self._drop()
+                if attempt == 2:
+                    raise BenchError(
+                        f"link {self.name}: the netem box is lost: {error}",
+                        hint="is it powered and reachable? on the virtual bench: `hil virtual status`",
+                    ) from error
+            except BaseException:
+                self._drop()  # answers to a broken exchange must not be taken for those to the next
+                raise
+        raise AssertionError("unreachable")
+
+    def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _refuse_foreign(self, roots: Mapping[Direction, Qdisc | None]) -> None:
+        for direction, qdisc in roots.items():
+            if qdisc and qdisc.foreign:
+                port = self.interfaces[direction]
+                raise BenchError(
+                    f"link {self.name}: {port} has a root qdisc that hil did not make: {qdisc.kind} {qdisc.handle}",
+                    hint=f"if nobody needs it, on the box: tc qdisc del dev {port} root",
+                )
+
+    def _ask(self, session: Session) -> dict[Direction, Qdisc | None]:
+        session.send("".join(self._show(direction) + "\n" for direction in self.interfaces))
+        return {direction: self._answer(session, direction)[1] for direction in self.interfaces}
+
+    def _show(self, direction: Direction) -> str:
+        return f"qdisc show dev {self.interfaces[direction]}"
+
+    def _answer(self, session: Session, direction: Direction) -> tuple[float, Qdisc | None]:
+        """When the answer to one `show` came, and the port's root qdisc. Lines before it are complaints: BenchError."""
+        deadline_s = time.monotonic() + self.timeout_s
+        complaints: list[str] = []
+        while not (line := session.readline(deadline_s)).startswith("["):
+            # tc ends each complaint so; when the `show` itself failed there is no more to come.
+            if line.startswith("Command failed") and any("Cannot find device" in text for text in complaints):
+                break
+            complaints.append(line.strip())
+        arrived_s = self.clock()
+        said = "; ".join(text for text in complaints if text and not text.startswith("Command failed"))
+        if complaints:
+            raise BenchError(f"link {self.name}: {self.interfaces[direction]}: tc says: {said}", hint=_hint(said))
+        try:
+            return arrived_s, parse_qdiscs(line).get("")
+        except (ValueError, KeyError) as error:
+            raise BenchError(f"link {self.name}: cannot read tc's answer ({error!r}): {line[:200]}") from error
+
+
+def _hint(said: str) -> str:
+    """What usually helps against one of tc's complaints."""
+    if "qdisc kind is unknown" in said or "Unknown qdisc" in said:
+        return "the box's kernel has no netem: on the box `modprobe sch_netem`"
+    if "Operation not permitted" in said:
+        return "the SSH user must be root there, or may run /sbin/tc by sudo without a password"
+    if "Cannot find device" in said:
+        return "check uplink_interface and downlink_interface in the bench file"
+    return ""
+
+
+def _port_facts(qdisc: Qdisc | None, offloads: Mapping[str, bool] | None) -> dict[str, Any]:
+    described = f"{qdisc.kind} {qdisc.handle}" if qdisc else None
+    return {"qdisc": described, "foreign": bool(qdisc and qdisc.foreign), "offloads": offloads}
+
+
+def parse_offloads(text: str) -> dict[str, dict[str, bool]]:
+    """Sections `== PORT` of `ethtool -k` output as port -> {"tso", "gso", "gro", "lro"} -> on; empty ones left out."""
+    names = {
+        "tcp-segmentation-offload": "tso",
+        "generic-segmentation-offload": "gso",
+        "generic-receive-offload": "gro",
+        "large-receive-offload": "lro",
+    }
+    found: dict[str, dict[str, bool]] = {}
+    port = ""
+    for line in text.splitlines():
+        if line.startswith("== "):
+            port = line[3:].strip()
+        elif (match := re.match(r"([a-z-]+): (on|off)", line.strip())) and match[1] in names:
+            found.setdefault(port, {})[names[match[1]]] = match[2] == "on"
+    return found
+
+
+def _warnings(netem: str, clocksource: str, interfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of the results should know about the box."""
+    found = []
+    if netem == "missing":
+        found.append("the kernel has no sch_netem")
+    if clocksource == "kvm-clock":
+        found.append("the box keeps time by kvm-clock: delays may jitter")
+    for port, facts in interfaces.items():
+        if facts["foreign"]:
+            found.append(f"{port} has a root qdisc that hil did not make ({facts['qdisc']}): hil will not shape it")
+        if facts["offloads"] is None:
+            found.append(f"{port}: offloads unknown (no ethtool on the box)")
+        elif on := [name for name, value in facts["offloads"].items() if value]:
+            switches = " ".join(f"{name} off" for name in on)
+            found.append(f"{port}: one loss may take 64 KiB; on the box: ethtool -K {port} {switches}")
+    return found
