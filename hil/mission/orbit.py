@@ -23,7 +23,7 @@ from hil.mission.sun import sun_teme_km
 
 TLE_FRESH_DAYS = 7.0
 _TLE_DRIFT_KM_PER_DAY = (1.0, 3.0)  # sgp4's README; along-track, so it lands in AOS and LOS
-_LOWEST_PERIGEE_KM = 90.0
+_LOWEST_PERIGEE_KM = 60.0  # real elements of objects in their last days go down to 80 km
 _MU_KM3_S2 = 398_600.4418
 _EARTH_KM = 6_378.137
 _J2 = 1.08262668e-3

@@ -71,7 +71,7 @@ def plane_angle_deg(position: Floats, velocity: Floats, sun: Floats) -> Floats:
     """Beta angle from vectors of shape (n, 3)."""
     normal = np.cross(position, velocity)
     sine = (normal * sun).sum(axis=1) / (_length(normal) * _length(sun))
-    return np.degrees(np.arcsin(np.clip(sine, -1.0, 1.0)))
+    return np.asarray(np.degrees(np.arcsin(np.clip(sine, -1.0, 1.0))), dtype=np.float64)
 
 
 def find_eclipses(ephemeris: Ephemeris, start_s: float, end_s: float) -> tuple[Eclipse, ...]:

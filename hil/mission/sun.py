@@ -1,4 +1,4 @@
-"""Where the Sun is: a truncated VSOP87 series, good to about two arc seconds over 1950-2100.
+"""Where the Sun is: a truncated VSOP87 series, within five arc seconds (0.0013 deg) of JPL's DE421 over 2000-2049.
 
 The largest terms of the Earth's heliocentric longitude and radius after Meeus, Astronomical Algorithms, appendix III;
 latitude (below 1.2") is neglected. Referred to the true equator and *mean* equinox of date, so that it meets SGP4's

@@ -431,7 +431,7 @@ def _content_hash(timeline: Timeline) -> str:
     bit: the chance that such a difference meets a rounding boundary is below one in a thousand for a two-day mission.
     """
     digest = hashlib.sha256(f"hil timeline {FORMAT}\n".encode())
-    digest.update(json.dumps(timeline.environment.as_dict(), sort_keys=True).encode())
+    digest.update(json.dumps(_floats(timeline.environment.as_dict()), sort_keys=True).encode())
     edge_s = np.array([edge.t_s for edge in timeline.edges])
     digest.update("\n".join(f"{edge.kind} {edge.detail}" for edge in timeline.edges).encode())
     for name, quantum in _HASH_QUANTA.items():
@@ -439,6 +439,15 @@ def _content_hash(timeline: Timeline) -> str:
         digest.update(name.encode())
         digest.update(np.rint(values / quantum).astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def _floats(value: Any) -> Any:
+    """The same value with every number a float: 86400 and 86400.0 in a mission file are one mission."""
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_floats(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _interpolate(x: list[float], y: list[float], at: float) -> float:

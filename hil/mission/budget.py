@@ -1,0 +1,210 @@
+"""Does the energy add up? Flying a timeline's power system ahead, the eclipse budget, the balance of one orbit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from hil.errors import UsageError
+from hil.mission.eps import EpsModel
+from hil.mission.frames import Floats
+from hil.mission.orbit import Ephemeris
+from hil.mission.shadow import Eclipse, find_eclipses, sunlit_fraction
+from hil.mission.timeline import MissionEnvironment, PowerEnvironment, Timeline
+
+_WH_J = 3_600.0
+_SAMPLES = 1_201  # per eclipse or orbit: the integral is good to 1e-4 of it
+
+
+class EclipseBudget(NamedTuple):
+    """Watt-hours the battery must give in the mission's longest eclipse, and what it has for that.
+
+    `idle_wh`, `full_wh` with the board idle and under full inference, platform included; `usable_wh` from full charge
+    down to the shed voltage (without shedding: to collapse) under full load. All at the battery's terminals.
+    """
+
+    idle_wh: float
+    full_wh: float
+    usable_wh: float
+
+
+@dataclass(frozen=True, slots=True)
+class OrbitBalance:
+    """One orbit that contains the longest eclipse: what the array can bring to the bus and what is needed, Wh.
+
+    `needed_wh` contains the load, the battery's losses on what it must carry, and the bus converter's.
+    """
+
+    available_wh: float
+    needed_wh: float
+    eclipse_s: float
+    message: str
+
+    @property
+    def margin_wh(self) -> float:
+        return self.available_wh - self.needed_wh
+
+    @property
+    def closes(self) -> bool:
+        return self.margin_wh >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class Flight:
+    """The power system flown over a timeline: columns of shape (n,), and the first instant below the shed voltage."""
+
+    t_s: Floats
+    soc: Floats
+    bus_voltage_v: Floats
+    battery_current_a: Floats
+    shed_s: float | None
+    model: EpsModel
+
+
+def fly(
+    timeline: Timeline,
+    board_w: float | Callable[[float], float],
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    initial_soc: float | None = None,
+) -> Flight:
+    """Step the power system through the timeline with a board load, constant or a function of mission seconds.
+
+    Nothing is shed: `shed_s` says when it would be. Array power is the mean over each row of the timeline.
+    """
+    power = _power(timeline.environment)
+    model = EpsModel(power.eps if initial_soc is None else replace(power.eps, initial_soc=initial_soc))
+    end_s = timeline.duration_s if end_s is None else end_s
+    inner = timeline.t_s[(timeline.t_s > start_s) & (timeline.t_s < end_s)]
+    t_s = np.concatenate([[start_s], inner, [end_s]])
+    array_w = np.interp(t_s, timeline.t_s, timeline.array_w)
+    rows = [(model.state.soc, model.state.bus_voltage_v, 0.0)]
+    shed_s = None
+    for index in range(1, len(t_s)):
+        now_s = float(t_s[index - 1])
+        load_w = board_w(now_s) if callable(board_w) else board_w
+        state = model.step(float(t_s[index]) - now_s, load_w, 0.5 * float(array_w[index - 1] + array_w[index]))
+        rows.append((state.soc, state.bus_voltage_v, state.battery_current_a))
+        if shed_s is None and power.shed is not None and state.bus_voltage_v < power.shed.shed_v:
+            shed_s = float(t_s[index])
+    soc, volts, amps = np.array(rows).T
+    return Flight(t_s, soc, volts, amps, shed_s, model)
+
+
+def eclipse_budget(
+    mission: Timeline | MissionEnvironment, *, idle_w: float | None = None, full_w: float | None = None
+) -> EclipseBudget:
+    """The battery against the longest eclipse. Board watts default to the environment's expectation.
+
+    Raises UsageError when the mission has no power side. Without an eclipse the two needs are zero.
+    """
+    environment, ephemeris, eclipse = _longest_eclipse(mission)
+    power = _power(environment)
+    idle_w = power.board_idle_w if idle_w is None else idle_w
+    full_w = power.board_full_w if full_w is None else full_w
+    if eclipse is None:
+        return EclipseBudget(0.0, 0.0, usable_wh(power, full_w))
+    idle, full = (
+        _battery_j(power, ephemeris, board_w, eclipse.penumbra_entry_s, eclipse.penumbra_exit_s) / _WH_J
+        for board_w in (idle_w, full_w)
+    )
+    return EclipseBudget(idle, full, usable_wh(power, full_w))
+
+
+def usable_wh(power: PowerEnvironment, board_w: float) -> float:
+    """Energy delivered at the battery's terminals from full charge down to the shed voltage at a constant load, Wh."""
+    model = EpsModel(power.eps)
+    battery = model.battery
+    full_soc = battery.soc_at(power.eps.charge_cell_v * power.eps.cells_series)
+    model.reset(full_soc)
+    load_w = board_w + power.eps.platform_w
+    if load_w <= 0:
+        raise UsageError("the usable energy depends on the load, which is zero", hint="give board or platform watts")
+    step_s = battery.energy_j(full_soc) / load_w / 4_000.0
+    shed_v = power.shed.shed_v if power.shed is not None else 0.0
+    delivered_j = 0.0
+    while True:
+        state = model.step(step_s, board_w, 0.0)
+        if state.collapsed or state.bus_voltage_v < shed_v:
+            return delivered_j / _WH_J
+        delivered_j += state.battery_power_w * step_s
+
+
+def orbit_balance(mission: Timeline | MissionEnvironment, *, board_w: float | None = None) -> OrbitBalance:
+    """Whether the array feeds the load over one orbit; the message says by how many Wh per orbit it does not.
+
+    `board_w` defaults to the idle board. Counts MPPT, charge efficiency and the battery's resistance at the mean
+    current; a charge limit that is too low shows in `fly`, not here.
+    """
+    environment, ephemeris, eclipse = _longest_eclipse(mission)
+    power = _power(environment)
+    board_w = power.board_idle_w if board_w is None else board_w
+    config = power.eps
+    period_s = environment.orbit.period_s
+    start_s = eclipse.penumbra_entry_s if eclipse is not None else 0.0
+    eclipse_s = eclipse.duration_s if eclipse is not None else 0.0
+    sunlit = _sunlit_s(ephemeris, start_s, start_s + period_s)
+    available_wh = power.array.full_sun_w * sunlit * config.mppt_efficiency / _WH_J
+    load_w = _terminal_w(power, board_w)
+    carried_j = _battery_j(power, ephemeris, board_w, start_s, start_s + period_s)
+    model = EpsModel(config)
+    volts = model.battery.mean_ocv_v(0.2, 1.0)
+    drop = config.resistance_ohm * load_w / volts**2  # share lost in the resistance, each way
+    storage_j = carried_j * ((1.0 + drop) * (1.0 + drop) / config.charge_efficiency - 1.0)
+    needed_wh = (load_w * period_s + storage_j) / _WH_J
+    margin = available_wh - needed_wh
+    verdict = f"{margin:.2f} Wh to spare" if margin >= 0 else f"{-margin:.2f} Wh short"
+    message = (
+        f"per orbit with the board at {board_w:g} W the array brings {available_wh:.2f} Wh to the bus and "
+        f"{needed_wh:.2f} Wh are needed: {verdict} ({eclipse_s / 60.0:.1f} min eclipse)"
+    )
+    return OrbitBalance(available_wh, needed_wh, eclipse_s, message)
+
+
+def require_balance(mission: Timeline | MissionEnvironment) -> OrbitBalance:
+    """`orbit_balance` at idle, raising UsageError when the array cannot close the budget."""
+    balance = orbit_balance(mission)
+    if not balance.closes:
+        name = (mission.environment if isinstance(mission, Timeline) else mission).name
+        raise UsageError(
+            f"mission {name}: the array cannot close the energy budget: {balance.message}",
+            hint="a larger array, a lighter load, or an orbit with less eclipse",
+        )
+    return balance
+
+
+def _longest_eclipse(mission: Timeline | MissionEnvironment) -> tuple[MissionEnvironment, Ephemeris, Eclipse | None]:
+    environment = mission.environment if isinstance(mission, Timeline) else mission
+    ephemeris = Ephemeris(environment.orbit, environment.start)
+    if isinstance(mission, Timeline):
+        eclipses = mission.eclipses
+    else:
+        eclipses = find_eclipses(ephemeris, 0.0, environment.duration_s)
+    return environment, ephemeris, max(eclipses, key=lambda item: item.duration_s, default=None)
+
+
+def _power(environment: MissionEnvironment) -> PowerEnvironment:
+    if environment.power is None:
+        raise UsageError(f"mission {environment.name} has no power section", hint="add array and battery to it")
+    return environment.power
+
+
+def _terminal_w(power: PowerEnvironment, board_w: float) -> float:
+    load_w = board_w + power.eps.platform_w
+    return load_w if power.eps.regulated_bus_v is None else load_w / power.eps.bus_efficiency
+
+
+def _battery_j(power: PowerEnvironment, ephemeris: Ephemeris, board_w: float, start_s: float, end_s: float) -> float:
+    """Energy the battery must give between two instants: load minus array wherever that is positive."""
+    t_s = np.linspace(start_s, end_s, _SAMPLES)
+    array_w = power.array.full_sun_w * power.eps.mppt_efficiency * sunlit_fraction(ephemeris, t_s)
+    return float(np.trapezoid(np.maximum(_terminal_w(power, board_w) - array_w, 0.0), t_s))
+
+
+def _sunlit_s(ephemeris: Ephemeris, start_s: float, end_s: float) -> float:
+    t_s = np.linspace(start_s, end_s, 4 * _SAMPLES)
+    return float(np.trapezoid(sunlit_fraction(ephemeris, t_s), t_s))
