@@ -194,7 +194,7 @@ class IntentJournal:
             return
         except OSError as error:
             raise BenchError(f"cannot read the intent journal {self.path}: {error.strerror}") from error
-        for line in text.split(b"\n"):
+        for line in filter(None, text.split(b"\n")):
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
                 if isinstance(entry, dict):
