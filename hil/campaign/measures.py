@@ -1,0 +1,563 @@
+"""Every measure that an acceptance criterion may name: unit, definition, and how it comes from the raw record.
+
+A measure returns its value with the evidence it rests on, or raises NoEvidence. It never asks Prometheus, whose
+`increase()` extrapolates, and it never judges: `hil.campaign.verdict` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hil.campaign import derive
+from hil.campaign.record import Event, Floats, Record
+from hil.inference import metrics
+from hil.model import Span
+
+Value = float | bool
+
+
+class NoEvidence(Exception):
+    """The record does not hold what this measure needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A value, where it comes from, and the wall spans it was measured in (for the clock rate)."""
+
+    value: Value
+    evidence: str
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A name that a mission's criteria may use; `unit` is empty for true or false."""
+
+    name: str
+    unit: str
+    definition: str
+    of: Callable[[Record], Measured]
+
+
+def _events(record: Record, kind: str, where: Callable[[Event], bool] = lambda event: True) -> list[Event]:
+    found = [event for event in record.of(kind) if where(event)]
+    if not found:
+        raise NoEvidence(f"no event `{kind}` in the journal")
+    return found
+
+
+def _numbers(events: Iterable[Event], name: str) -> list[tuple[float, Event]]:
+    found = [(float(event[name]), event) for event in events if event.get(name) is not None]
+    if not found:
+        raise NoEvidence(f"no event holds `{name}`")
+    return found
+
+
+def _extreme(pairs: Sequence[tuple[float, Event]], pick: Callable[..., Any], what: str) -> Measured:
+    value, event = pick(pairs, key=lambda pair: pair[0])
+    times = tuple(_span(item) for _, item in pairs)
+    return Measured(value, f"{what} of {len(pairs)} `{event.kind}` events, at mission time {_clock(event)}", times)
+
+
+def _span(event: Event) -> Span:
+    if event.kind == "query":
+        return Span(float(event["t_send_mono"]), float(event["t_last_mono"]))
+    if event.kind == "boot":
+        took = max((float(event[name]) for name in ("login_s", "ssh_s") if event.get(name) is not None), default=0.0)
+        return Span(event.t_mono - took, event.t_mono)
+    return derive.event_span(event)
+
+
+def _clock(event: Event) -> str:
+    return "unknown" if event.t_mission is None else f"{event.t_mission:.1f} s"
+
+
+def _count(events: Sequence[Event], what: str) -> Measured:
+    return Measured(float(len(events)), f"{len(events)} {what}", tuple(_span(event) for event in events))
+
+
+def _flown(record: Record) -> None:
+    """A count of zero is evidence only if the record was kept to the end of the flight."""
+    if not record.of("flight_ended"):
+        raise NoEvidence("the flight has no end in the journal: nothing can be said to have never happened")
+
+
+def _samples(record: Record, values: Floats, what: str) -> Floats:
+    if not np.any(np.isfinite(values)):
+        raise NoEvidence(f"no sample of {what} in telemetry.sqlite")
+    return values
+
+
+def _boot(name: str) -> Callable[[Record], Measured]:
+    return lambda record: _extreme(_numbers(_events(record, "boot"), name), max, f"longest {name}")
+
+
+def _boot_count(record: Record) -> Measured:
+    return _count(_events(record, "boot"), "boots up to the login prompt")
+
+
+def _upload_hash(record: Record) -> Measured:
+    done = _events(record, "upload_done")
+    return Measured(all(event["sha256_ok"] is True for event in done), "hash of the whole file, taken on the board")
+
+
+def _upload_windows(record: Record) -> Measured:
+    return _count(_events(record, "upload_window"), "contacts used")
+
+
+def _upload_windows_cut(record: Record) -> Measured:
+    windows = _events(record, "upload_window")
+    cut = [event for event in windows if event["cut_by_los"]]
+    return Measured(float(len(cut)), f"{len(cut)} of {len(windows)} contacts", tuple(_span(e) for e in windows))
+
+
+def _upload_resent(record: Record) -> Measured:
+    windows = _events(record, "upload_window")
+    _events(record, "upload_done")
+    resent = [_resent(before, after) for before, after in pairwise(windows) if before["cut_by_los"]]
+    if not resent:
+        raise NoEvidence("no upload was cut by loss of signal and resumed")
+    return Measured(max(resent), f"bytes sent beyond where the next contact resumed, {len(resent)} cuts")
+
+
+def _resent(before: Event, after: Event) -> float:
+    """What the sender counted as sent twice in the contact after a cut, or what its offsets say."""
+    counted = after.get("bytes_resent")
+    if counted is not None:
+        return float(counted)
+    return float(before["bytes_acked_start"] + before["bytes_sent"] - after["bytes_acked_start"])
+
+
+def _upload_goodput(record: Record) -> Measured:
+    windows = _events(record, "upload_window")
+    bits = capacity = 0.0
+    for event in windows:
+        could = derive.capacity_bits(record, "uplink", derive.event_span(event))
+        if could is None:
+            raise NoEvidence("no applied uplink state in telemetry.sqlite for an upload window")
+        capacity += could
+        bits += 8.0 * (event["bytes_acked_end"] - event["bytes_acked_start"])
+    if capacity <= 0:
+        raise NoEvidence("the uplink was never open in the upload windows")
+    evidence = f"{bits / 8e6:.2f} MB acknowledged of {capacity / 8e6:.2f} MB that {len(windows)} contacts could carry"
+    return Measured(bits / capacity, evidence, tuple(derive.event_span(event) for event in windows))
+
+
+def _activated_once(record: Record) -> Measured:
+    activated = _events(record, "activated")
+    hashed = [event for event in record.of("upload_done") if event["sha256_ok"] is True]
+    wanted = record.meta.get("model_sha256") or record.provenance.get("model", {}).get("sha256")
+    right = wanted is None or all(event["sha256"] == wanted for event in activated)
+    after = bool(hashed) and all(event.t_mono >= hashed[0].t_mono for event in activated)
+    evidence = f"{len(activated)} activations, {'after' if after else 'NOT after'} the whole file's hash agreed"
+    return Measured(len(activated) == 1 and right and after, evidence + ("" if right else ", of another file"))
+
+
+def _payload_queries(record: Record) -> list[Event]:
+    return _events(record, "query", lambda event: event.get("plane", "payload") == "payload")
+
+
+def _query(name: str, pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:
+    return lambda record: _extreme(_numbers(_payload_queries(record), name), pick, what)
+
+
+def _query_duration(record: Record) -> Measured:
+    pairs = [(float(e["t_last_mono"]) - float(e["t_send_mono"]), e) for e in _payload_queries(record)]
+    return _extreme(pairs, max, "longest")
+
+
+def _query_ttft(record: Record) -> Measured:
+    answered = [event for event in _payload_queries(record) if event.get("t_first_mono") is not None]
+    if not answered:
+        raise NoEvidence("no query got a first token")
+    return _extreme([(float(e["t_first_mono"]) - float(e["t_send_mono"]), e) for e in answered], max, "longest")
+
+
+def _query_decode(record: Record) -> Measured:
+    pairs = []
+    for event in _payload_queries(record):
+        if event.get("t_first_mono") is not None:
+            tps = metrics.decode_tps(float(event["t_first_mono"]), float(event["t_last_mono"]), int(event["tokens"]))
+            pairs += [] if tps is None else [(tps, event)]
+    if not pairs:
+        raise NoEvidence("no query got two tokens")
+    return _extreme(pairs, min, "slowest")
+
+
+def _query_count(record: Record) -> Measured:
+    return _count(_payload_queries(record), "streamed queries over the payload link")
+
+
+def _query_link_up(record: Record) -> Measured:
+    queries = _payload_queries(record)
+    up = [event for event in queries if event["link_up_throughout"] is True]
+    return Measured(len(up) == len(queries), f"{len(up)} of {len(queries)} queries", tuple(_span(e) for e in queries))
+
+
+def _token_mismatch(record: Record) -> Measured:
+    pairs = []
+    for event in _payload_queries(record):
+        if event.get("server_tokens") is not None:
+            # llama.cpp counts the end-of-text token, which carries no content.
+            unseen = 1 if event.get("finish_reason") == "stop" else 0
+            server, own = int(event["server_tokens"]), int(event["tokens"])
+            pairs.append((min(abs(server - own), abs(server - unseen - own)) / max(server, 1), event))
+    if not pairs:
+        raise NoEvidence("no query has the server's token count")
+    return _extreme(pairs, max, "largest")
+
+
+def _tokens_unrecorded(record: Record) -> Measured:
+    queries = _events(record, "query")
+    pairs = [
+        (abs(float(np.sum(record.tokens.n[record.tokens.query == str(event["id"])])) - int(event["tokens"])), event)
+        for event in queries
+    ]
+    return _extreme(pairs, max, "largest difference between journal and telemetry")
+
+
+def _mailbox_once(record: Record) -> Measured:
+    letters = _events(record, "mailbox")
+    good = [event for event in letters if event["deliveries"] == 1 and event["duplicates"] == 0]
+    return Measured(len(good) == len(letters), f"{len(good)} of {len(letters)} answers delivered once, none twice")
+
+
+def _mailbox_los(record: Record) -> Measured:
+    letters = _events(record, "mailbox")
+    cut = [event for event in letters if event["los_during"] is True]
+    return Measured(len(cut) == len(letters), f"{len(cut)} of {len(letters)} queries lost the signal before the answer")
+
+
+def _mailbox_latency(record: Record) -> Measured:
+    return _extreme(_numbers(_events(record, "mailbox"), "latency_mission_s"), max, "longest")
+
+
+def _shed_count(record: Record) -> Measured:
+    _flown(record)
+    return _count(record.of("load_shed"), "load sheds")
+
+
+def _shed_voltage(pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:
+    return lambda record: _extreme(_numbers(_events(record, "load_shed"), "bus_voltage_v"), pick, what)
+
+
+def _bus_min(record: Record) -> Measured:
+    volts = _samples(record, record.power.bus_voltage_v, "bus voltage")
+    at = int(np.nanargmin(volts))
+    return Measured(float(volts[at]), f"lowest of {len(volts)} samples, at {record.power.t_mission[at]:.1f} s")
+
+
+def _below_lockout(record: Record) -> Measured:
+    limit = _lockout_v(record)
+    on = derive.powered(record)
+    if not np.any(on):
+        raise NoEvidence("no power sample of a board that is on")
+    below = int(np.sum(on & (record.power.voltage_v < limit)))
+    return Measured(float(below), f"{int(np.sum(on))} samples with the output on, lock-out at {limit:g} V")
+
+
+def _lockout_v(record: Record) -> float:
+    told = record.meta.get("undervoltage_lockout_v")
+    if told is None:
+        board = record.provenance.get("board")
+        told = board.get("undervoltage_lockout_v") if isinstance(board, dict) else None
+    if told is None:
+        raise NoEvidence("neither telemetry meta nor provenance.json names the board's undervoltage_lockout_v")
+    return float(told)
+
+
+def _recover_boot(record: Record) -> Measured:
+    shed = _events(record, "load_shed")
+    restored = [event for event in record.of("load_restored") if event.t_mono > shed[0].t_mono]
+    boots = [event for event in record.of("boot") if event.t_mono > shed[0].t_mono and event.get("login_s") is not None]
+    if not restored:
+        raise NoEvidence("the load was shed and never restored")
+    late = [cut for cut in restored if not any(boot.t_mono > cut.t_mono for boot in boots)]
+    return Measured(not late, f"{len(shed)} sheds, {len(restored)} restored, {len(boots)} boots to login afterwards")
+
+
+def _recover_answer(record: Record) -> Measured:
+    after = _events(record, "query", lambda event: event.get("step") == "check")
+    cuts = record.of("load_shed", "board_off")
+    same = compared = 0
+    for event in after:
+        for first in record.of("query"):
+            cut_between = any(first.t_mono < cut.t_mono < event["t_send_mono"] for cut in cuts)
+            if cut_between and first["prompt_sha256"] == event["prompt_sha256"] and first.get("step") != "check":
+                compared += 1
+                same += first["answer_sha256"] == event["answer_sha256"]
+                break
+    if compared < len(after):
+        raise NoEvidence("a check query has no earlier answer to the same prompt with a power cut in between")
+    return Measured(same == compared, f"{same} of {compared} greedy answers equal to the one before the power cut")
+
+
+def _off_verified(record: Record) -> Measured:
+    return _extreme(_numbers(_events(record, "board_off"), "verified_v"), max, "highest")
+
+
+def _power_max(record: Record) -> Measured:
+    watts = _samples(record, record.power.power_w, "power")
+    at = int(np.nanargmax(watts))
+    return Measured(float(watts[at]), f"highest of {len(watts)} samples, at {record.power.t_mission[at]:.1f} s")
+
+
+def _mean(record: Record, chosen: Any, what: str) -> tuple[float, int]:
+    watts = record.power.power_w[chosen]
+    watts = watts[np.isfinite(watts)]
+    if len(watts) < 5:
+        raise NoEvidence(f"{len(watts)} power samples of {what}; five are needed")
+    return float(np.mean(watts)), len(watts)
+
+
+def _inference_power(record: Record) -> Measured:
+    busy, busy_n = _mean(record, derive.inference_samples(record), "inference")
+    idle, idle_n = _mean(record, derive.idle_samples(record), "an idle board")
+    evidence = f"mean {busy:.2f} W of {busy_n} samples in inference, {idle:.2f} W of {idle_n} samples idle"
+    return Measured(busy - idle, evidence)
+
+
+def _lateness(record: Record, share: float | None) -> Measured:
+    link = record.link
+    edges = (link.cause != "track") & np.isfinite(link.acknowledged_s) & np.isfinite(link.scheduled_s)
+    late = (link.acknowledged_s - link.scheduled_s)[edges]
+    if not len(late):
+        raise NoEvidence("no link edge with its times in telemetry.sqlite")
+    value = float(np.max(late)) if share is None else metrics.quantile(late.tolist(), share)
+    return Measured(value, f"acknowledged - scheduled, {len(late)} edges (both directions)")
+
+
+def _loop_lateness(record: Record) -> Measured:
+    late = record.power.lateness_s[np.isfinite(record.power.lateness_s)]
+    if not len(late):
+        raise NoEvidence("no power loop lateness in telemetry.sqlite")
+    return Measured(metrics.quantile(late.tolist(), 0.99), f"nearest rank of {len(late)} ticks")
+
+
+def _crossed(record: Record) -> Measured:
+    both = [derive.crossed_bytes(record, "uplink"), derive.crossed_bytes(record, "downlink")]
+    if None in both:
+        raise NoEvidence("fewer than two queue counter readings of a direction in telemetry.sqlite")
+    return Measured(float(sum(item or 0.0 for item in both)), f"{both[0]:.0f} B up, {both[1]:.0f} B down")
+
+
+def _crossed_share(record: Record) -> Measured:
+    windows = _events(record, "upload_window")
+    acked = float(sum(event["bytes_acked_end"] - event["bytes_acked_start"] for event in windows))
+    crossed = derive.crossed_bytes(record, "uplink")
+    if crossed is None or acked <= 0:
+        raise NoEvidence("no uplink queue counters, or nothing was uploaded")
+    return Measured(
+        crossed / acked, f"{crossed:.0f} B left the uplink queue, {acked:.0f} B of the file were acknowledged"
+    )
+
+
+def _ledger(record: Record) -> Measured:
+    ended = _events(record, "flight_ended")
+    ledger = ended[-1].get("ledger")
+    if not isinstance(ledger, dict) or not ledger.get("generated_j"):
+        raise NoEvidence("the flight's end holds no energy ledger")
+    spent = sum(float(value) for key, value in ledger.items() if key in _LEDGER_SINKS)
+    missing = [key for key in _LEDGER_SINKS if key not in ledger]
+    if missing:
+        raise NoEvidence(f"the energy ledger lacks {', '.join(missing)}")
+    residual = abs(float(ledger["generated_j"]) - spent) / float(ledger["generated_j"])
+    return Measured(residual, f"{float(ledger['generated_j']):.0f} J generated (modelled satellite, mission time)")
+
+
+_LEDGER_SINKS = (
+    "stored_j",
+    "delivered_j",
+    "mppt_loss_j",
+    "resistance_loss_j",
+    "charge_loss_j",
+    "bus_loss_j",
+    "curtailed_j",
+)
+
+
+def _deadman(record: Record) -> Measured:
+    _flown(record)
+    told = record.of("deadman")
+    if not told:
+        raise NoEvidence("the dead-man never reported")
+    dead = [event for event in told if event.get("alive") is False]
+    return Measured(not dead, f"{len(told)} reports, {len(dead)} of its death")
+
+
+def _j_per_token(phase: str | None) -> Callable[[Record], Measured]:
+    def of(record: Record) -> Measured:
+        parts = [item for item in derive.per_phase(record) if phase in (None, item.phase)]
+        tokens, joules = sum(item.tokens for item in parts), sum(item.energy_j for item in parts)
+        if not tokens:
+            raise NoEvidence("no token was generated while power was measured" + (f" in {phase}" if phase else ""))
+        seconds = sum(item.seconds for item in parts)
+        return Measured(joules / tokens, f"{joules:.1f} J (wall) over {seconds:.1f} s of inference, {tokens} tokens")
+
+    return of
+
+
+def _overruns(record: Record) -> Measured:
+    _flown(record)
+    return _count(record.of("overrun"), "setpoints that came too late")
+
+
+def _steps_finished(record: Record) -> Measured:
+    started = _events(record, "step_started")
+    good = {event["index"] for event in record.of("step_finished") if event["ok"] is True}
+    return Measured(float(len(good)), f"{len(good)} of {len(started)} steps that were started")
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("boot.count", "boots", "Boots that reached the login prompt.", _boot_count),
+    Measure(
+        "boot.login_s.max", "s", "Longest time from output on to the login prompt on the console.", _boot("login_s")
+    ),
+    Measure("boot.ssh_s.max", "s", "Longest time from output on to an SSH session.", _boot("ssh_s")),
+    Measure(
+        "upload.sha256_ok", "", "The SHA-256 of the whole file, taken on the board, is the ground file's.", _upload_hash
+    ),
+    Measure("upload.windows", "windows", "Contacts in which the upload sent data.", _upload_windows),
+    Measure("upload.windows_cut", "windows", "Contacts in which loss of signal cut the upload.", _upload_windows_cut),
+    Measure(
+        "upload.resent_bytes_per_cut.max",
+        "B",
+        "Most bytes that one loss of signal cost: sent before it, and sent again from where the next contact resumed.",
+        _upload_resent,
+    ),
+    Measure(
+        "upload.goodput_share",
+        "1",
+        "Acknowledged file bits over the bits that the applied uplink rate could carry in the contact time used.",
+        _upload_goodput,
+    ),
+    Measure(
+        "upload.activated_once",
+        "",
+        "The file was activated exactly once, after its whole hash agreed, and it is the mission's file.",
+        _activated_once,
+    ),
+    Measure("query.count", "queries", "Streamed queries that were answered over the payload link.", _query_count),
+    Measure("query.duration_s.max", "s", "Longest time from first byte up to last byte down.", _query_duration),
+    Measure("query.ttft_s.max", "s", "Longest time from first byte up to first non-empty content.", _query_ttft),
+    Measure(
+        "query.tokens.min",
+        "tokens",
+        "Fewest content tokens of an answer, counted by the client.",
+        _query("tokens", min, "fewest"),
+    ),
+    Measure(
+        "query.decode_tps.min",
+        "tokens/s",
+        "Slowest decoding: (n - 1) / (last - first token), per query.",
+        _query_decode,
+    ),
+    Measure(
+        "query.token_mismatch.max",
+        "1",
+        "Largest difference between the client's and the server's token count over the server's count. One token "
+        "without content is allowed where the server ended the answer itself.",
+        _token_mismatch,
+    ),
+    Measure(
+        "query.tokens_unrecorded.max",
+        "tokens",
+        "Largest difference between an answer's tokens in the journal and in the telemetry.",
+        _tokens_unrecorded,
+    ),
+    Measure("query.link_up_throughout", "", "The link was up from first to last byte of every query.", _query_link_up),
+    Measure("mailbox.delivered_exactly_once", "", "Every kept answer was delivered once and only once.", _mailbox_once),
+    Measure(
+        "mailbox.interrupted_by_los", "", "Signal was lost after acceptance and before every kept answer.", _mailbox_los
+    ),
+    Measure(
+        "mailbox.latency_mission_s.max",
+        "s",
+        "Longest mission time from acceptance to delivery, the wait for the next contact included.",
+        _mailbox_latency,
+    ),
+    Measure("eclipse.shed_count", "cuts", "Times the load was shed: the board's power really cut.", _shed_count),
+    Measure(
+        "eclipse.shed_voltage_v.min",
+        "V",
+        "Lowest bus voltage at which the load was shed.",
+        _shed_voltage(min, "lowest"),
+    ),
+    Measure(
+        "eclipse.shed_voltage_v.max",
+        "V",
+        "Highest bus voltage at which the load was shed.",
+        _shed_voltage(max, "highest"),
+    ),
+    Measure("eclipse.min_bus_voltage_v", "V", "Lowest bus voltage of the flight (satellite's model).", _bus_min),
+    Measure(
+        "board.below_lockout_samples",
+        "samples",
+        "Power samples with the output on and the measured voltage below the board's own under-voltage lock-out.",
+        _below_lockout,
+    ),
+    Measure("recover.boot_ok", "", "After every restored load the board booted to login by itself.", _recover_boot),
+    Measure(
+        "recover.identical_answer",
+        "",
+        "The same greedy prompt has the identical answer after the power cut.",
+        _recover_answer,
+    ),
+    Measure(
+        "power.off_verified_v.max", "V", "Highest voltage measured after the output was switched off.", _off_verified
+    ),
+    Measure("power.max_w", "W", "Highest measured power.", _power_max),
+    Measure(
+        "power.inference_minus_idle_w",
+        "W",
+        "Mean measured power in inference minus mean measured power of the idle board.",
+        _inference_power,
+    ),
+    Measure(
+        "power.loop_lateness_s.p99",
+        "s",
+        "99 % of the power loop's ticks were at most this late (nearest rank).",
+        _loop_lateness,
+    ),
+    Measure(
+        "link.edge_lateness_s.max",
+        "s",
+        "Longest time from a link edge's schedule to its acknowledgement.",
+        lambda record: _lateness(record, None),
+    ),
+    Measure("link.edge_lateness_s.p99", "s", "The same, 99 % (nearest rank).", lambda record: _lateness(record, 0.99)),
+    Measure("link.crossed_netem_bytes", "B", "Bytes that left the emulator's queues, by its own counters.", _crossed),
+    Measure(
+        "link.crossed_netem_share",
+        "1",
+        "Bytes that left the uplink queue over the file bytes that were acknowledged.",
+        _crossed_share,
+    ),
+    Measure(
+        "energy.ledger_residual_share",
+        "1",
+        "What the satellite's energy ledger does not account for, over what the array generated.",
+        _ledger,
+    ),
+    Measure(
+        "energy.j_per_token",
+        "J/token",
+        "Measured wall energy of the board in inference over its tokens.",
+        _j_per_token(None),
+    ),
+    Measure("energy.j_per_token.sun", "J/token", "The same, in full sunlight only.", _j_per_token(derive.SUN)),
+    Measure("energy.j_per_token.eclipse", "J/token", "The same, in the umbra only.", _j_per_token(derive.ECLIPSE)),
+    Measure("deadman.alive", "", "The dead-man reported and never died during the flight.", _deadman),
+    Measure("clock.overruns", "setpoints", "Setpoints that came later than their overrun bound.", _overruns),
+    Measure("steps.finished", "steps", "Steps of the mission that finished in order.", _steps_finished),
+)
+
+
+def by_name(name: str) -> Measure | None:
+    """The measure of that name, or None."""
+    return next((item for item in MEASURES if item.name == name), None)
