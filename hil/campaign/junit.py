@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ET  # writes only: nothing foreign is parsed
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hil.campaign import derive
 from hil.campaign.record import Record
@@ -16,11 +17,13 @@ from hil.model import Criterion, VerdictFile
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write(path: Path, record: Record, verdict: VerdictFile, mission: str, properties: Mapping[str, str]) -> None:
-    """Write `junit.xml` whole or not at all; `properties` of the suite name mission, model hash, versions."""
+def write(path: Path, record: Record, verdict: VerdictFile) -> None:
+    """Write `junit.xml` whole or not at all; the suite's properties are the run's provenance."""
+    known = dict(_flat(record.provenance))
+    mission = known.get("mission.name", "mission")
     suite = ET.Element("testsuite", name=f"hil.{mission}")
     listed = ET.SubElement(suite, "properties")
-    for name, value in {**properties, "verdict": verdict.verdict}.items():
+    for name, value in {**known, "run": record.directory.name, "verdict": verdict.verdict}.items():
         ET.SubElement(listed, "property", name=name, value=_clean(value))
     cases = [*_steps(record, mission), *(_criterion(row, mission) for row in verdict.criteria)]
     suite.extend(cases)
@@ -37,6 +40,15 @@ def write(path: Path, record: Record, verdict: VerdictFile, mission: str, proper
     part = path.with_name(f".{path.name}.part")
     ET.ElementTree(root).write(part, encoding="utf-8", xml_declaration=True)
     os.replace(part, path)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as dotted names: `board.type`."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
 
 
 def _criterion(row: Criterion, mission: str) -> ET.Element:

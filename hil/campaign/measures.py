@@ -6,9 +6,10 @@ A measure returns its value with the evidence it rests on, or raises NoEvidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -413,7 +414,7 @@ def _steps_finished(record: Record) -> Measured:
     return Measured(float(len(good)), f"{len(good)} of {len(started)} steps that were started")
 
 
-MEASURES: tuple[Measure, ...] = (
+_ALL: tuple[Measure, ...] = (
     Measure("boot.count", "boots", "Boots that reached the login prompt.", _boot_count),
     Measure(
         "boot.login_s.max", "s", "Longest time from output on to the login prompt on the console.", _boot("login_s")
@@ -558,6 +559,4 @@ MEASURES: tuple[Measure, ...] = (
 )
 
 
-def by_name(name: str) -> Measure | None:
-    """The measure of that name, or None."""
-    return next((item for item in MEASURES if item.name == name), None)
+MEASURES: Mapping[str, Measure] = MappingProxyType({item.name: item for item in _ALL})

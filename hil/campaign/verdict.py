@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hil import paths
-from hil.campaign.measures import MEASURES, Measured, NoEvidence, by_name
+from hil.campaign.measures import MEASURES, Measured, NoEvidence
 from hil.campaign.record import Record
 from hil.errors import ExitCode, UsageError
 from hil.inventory import yaml_file
@@ -49,11 +49,10 @@ def mission_of(run: Path) -> MissionFile:
 
 def check_criteria(criteria: Iterable[CriterionSpec], where: str = "mission") -> None:
     """Refuse criteria that can never be judged: unknown measure, other unit, wrong kind of bound. Raises UsageError."""
-    names = [measure.name for measure in MEASURES]
     for spec in criteria:
-        measure = by_name(spec.measure)
+        measure = MEASURES.get(spec.measure)
         if measure is None:
-            near = difflib.get_close_matches(spec.measure, names, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(spec.measure, MEASURES, n=1, cutoff=0.4)
             raise UsageError(
                 f"{where}: criterion {spec.name}: no measure {spec.measure!r}",
                 hint=f"did you mean {near[0]!r}? docs/missions.md lists all" if near else "docs/missions.md lists all",
@@ -112,7 +111,7 @@ def as_json(verdict: VerdictFile) -> dict[str, Any]:
 
 
 def _judge(record: Record, spec: CriterionSpec) -> Criterion:
-    measure = by_name(spec.measure)
+    measure = MEASURES.get(spec.measure)
     if measure is None:
         raise UsageError(f"criterion {spec.name}: no measure {spec.measure!r}")
 

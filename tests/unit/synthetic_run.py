@@ -210,8 +210,6 @@ def write(directory: Path, *, answer_after: str = PLANETS, crossed: bool = True)
     """A whole flight. `answer_after`: what the board says after the power cut; `crossed`: traffic passed netem."""
     run = SyntheticRun(directory)
     run.crossed = crossed
-    run.recorder.put("meta", {"key": "undervoltage_lockout_v", "value": "10.0"})
-    run.recorder.put("meta", {"key": "model_sha256", "value": SHA})
     run.event("flight_started", board="vb1")
     run.event("deadman", alive=True, armed=True)
     run.links("start")
@@ -296,9 +294,17 @@ def write(directory: Path, *, answer_after: str = PLANETS, crossed: bool = True)
     run.close()
     source = Path(__file__).parents[2] / "fixtures/missions/star-compute-qwen3.yaml"
     (directory / "mission.yaml").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    (directory / "provenance.json").write_text(
-        json.dumps({"hil": "0.1.0", "synthetic": "every number in this run was invented for tests", "python": "3.11.7"})
-    )
+    provenance = {
+        "schema": 1,
+        "synthetic": "every number in this run was invented for tests",
+        "hil": "0.1.0",
+        "python": "3.11.7",
+        "mission": {"name": "synthetic", "seed": 535},
+        "bench": {"name": "virtual", "virtual": True},
+        "board": {"name": "vb1", "type": "virtual-arm64", "hardware": "virtual", "undervoltage_lockout_v": 10.0},
+        "model": {"title": "SmolLM2-135M-Instruct Q4_1", "sha256": SHA},
+    }
+    (directory / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     return directory
 
 

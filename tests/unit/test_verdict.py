@@ -133,7 +133,6 @@ def test_damaged_journal(run: Path, change: Change, name: str, expected: Verdict
         ("DELETE FROM qdisc", "crossed-netem", "missing"),
         ("UPDATE power SET voltage_v = 9.9 WHERE state = 'on' AND soc < 0.5", "no-brown-out", "fail"),
         ("DELETE FROM power", "no-brown-out", "missing"),
-        ("DELETE FROM meta WHERE key = 'undervoltage_lockout_v'", "no-brown-out", "missing"),
         ("UPDATE power SET power_w = 5.0", "power-rises-with-inference", "fail"),
         ("DELETE FROM power", "power-rises-with-inference", "missing"),
         ("UPDATE clock SET rate = 60", "answers", "invalid"),
@@ -145,6 +144,11 @@ def test_damaged_telemetry(run: Path, statement: str, name: str, expected: Verdi
     judged = judge(run)
     assert row(judged, name).verdict == expected, row(judged, name)
     assert judged.verdict != "pass"
+
+
+def test_lockout_of_an_unknown_board(run: Path) -> None:
+    (run / "provenance.json").unlink()
+    assert row(judge(run), "no-brown-out").verdict == "missing"
 
 
 def test_other_answer_after_the_power_cut(tmp_path: Path) -> None:
@@ -217,7 +221,7 @@ def _criteria(path: Path) -> tuple[CriterionSpec, ...]:
 
 def test_documentation_lists_every_measure() -> None:
     text = (ROOT / "docs/missions.md").read_text()
-    for measure in measures.MEASURES:
+    for measure in measures.MEASURES.values():
         assert f"| `{measure.name}` | {measure.unit or 'true/false'} | {measure.definition} |" in text
     assert text.count("| `") == len(measures.MEASURES)
 
@@ -225,7 +229,7 @@ def test_documentation_lists_every_measure() -> None:
 def test_every_measure_without_evidence_is_missing(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"schema":1,"t_mono":1.0,"t_wall":"","source":"x","kind":"nothing"}\n')
     empty = record.read(tmp_path)
-    for measure in measures.MEASURES:
+    for measure in measures.MEASURES.values():
         with pytest.raises(measures.NoEvidence):
             measure.of(empty)
 
@@ -245,7 +249,7 @@ def test_verdict_file_has_the_documented_form(run: Path) -> None:
 
 def test_goodput_counts_only_open_link_time(flown: Path) -> None:
     kept = record.read(flown)
-    found = next(item for item in measures.MEASURES if item.name == "upload.goodput_share").of(kept)
+    found = measures.MEASURES["upload.goodput_share"].of(kept)
     # 98.4 MB in 44.3 s of contact at 18 Mbit/s; the invented flight leaves the link open all that time.
     assert found.value == pytest.approx(98_362_432 * 8 / (18e6 * 43 * 1.03), rel=0.01)
 
@@ -292,19 +296,20 @@ def test_junit_tells_board_and_bench_apart(run: Path) -> None:
     edit(run, damage)
     kept, path = record.read(run), run / "junit.xml"
     judged = judge(run)
-    junit.write(path, kept, judged, "demo", {"model_sha256": "abc", "hil": "0.1.0"})
+    junit.write(path, kept, judged)
     suite = ET.parse(path).getroot()[0]
     cases = {f"{case.get('classname')}.{case.get('name')}": case for case in suite.iter("testcase")}
-    assert cases["demo.criteria.delivered-exactly-once"].find("failure") is not None
-    assert cases["demo.criteria.off-verified"].find("error").get("type") == "missing"  # type: ignore[union-attr]
-    assert cases["demo.criteria.bench-in-order"].find("error").get("type") == "infra"  # type: ignore[union-attr]
-    assert cases["demo.criteria.boots"].find("failure") is None
-    assert cases["demo.criteria.boots"].find("error") is None
-    assert cases["demo.steps.8-end"].find("error").get("message") == "supply ? gone"  # type: ignore[union-attr]
+    assert cases["synthetic.criteria.delivered-exactly-once"].find("failure") is not None
+    assert cases["synthetic.criteria.off-verified"].find("error").get("type") == "missing"  # type: ignore[union-attr]
+    assert cases["synthetic.criteria.bench-in-order"].find("error").get("type") == "infra"  # type: ignore[union-attr]
+    assert cases["synthetic.criteria.boots"].find("failure") is None
+    assert cases["synthetic.criteria.boots"].find("error") is None
+    assert cases["synthetic.steps.8-end"].find("error").get("message") == "supply ? gone"  # type: ignore[union-attr]
     assert len(cases) == int(suite.get("tests", "0")) == 8 + len(judged.criteria)
     assert int(suite.get("failures", "0")) == 1
     properties = {item.get("name"): item.get("value") for item in suite.iter("property")}
-    assert properties == {"model_sha256": "abc", "hil": "0.1.0", "verdict": "fail"}
+    assert properties["model.sha256"] == synthetic_run.SHA
+    assert (properties["hil"], properties["run"], properties["verdict"]) == ("0.1.0", run.name, "fail")
 
 
 def test_not_a_run_directory(tmp_path: Path) -> None:
