@@ -152,7 +152,7 @@ class Console:
         self._waiters: set[asyncio.Future[None]] = set()
         self._write_lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.reason = "not opened yet"
 
     @property
@@ -171,13 +171,16 @@ class Console:
         self._task = asyncio.get_running_loop().create_task(self._keep_open(), name=f"console-{self.board}")
 
     async def stop(self) -> None:
-        for task in (self._task, *self._clients):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
         if self._server is not None:
             self._server.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        # Their streams end at once; each handler then finishes by itself.
+        for writer in self._clients.values():
+            writer.transport.abort()
+        if self._clients:
+            await asyncio.wait(tuple(self._clients))
         self._close()
         for log in self._logs:
             log.close()
@@ -243,7 +246,7 @@ class Console:
     ) -> None:
         task = asyncio.current_task()
         if task is not None:
-            self._clients.add(task)
+            self._clients[task] = writer
         try:
             token, since = _handshake(await asyncio.wait_for(reader.readline(), HANDSHAKE_S))
             if token is not None:
@@ -256,7 +259,7 @@ class Console:
             await self._stream(reader, writer, token, since, authorize)
         finally:
             if task is not None:
-                self._clients.discard(task)
+                del self._clients[task]
             writer.close()
 
     async def _stream(
