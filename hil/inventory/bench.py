@@ -134,9 +134,9 @@ class PayloadNetwork(Strict):
 class Virtual(Strict):
     """What `hil virtual up` starts. Nothing else reads this section."""
 
-    payload_network: PayloadNetwork
     supply: VirtualSupply
-    link_box: VirtualLinkBox
+    payload_network: PayloadNetwork | None = None
+    link_box: VirtualLinkBox | None = None
     boards: dict[Name, VirtualBoardWire]
 
 

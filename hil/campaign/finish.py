@@ -1,0 +1,41 @@
+"""What follows a flight, and can be repeated from its record: verdict.json, junit.xml, report.html."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hil.campaign import junit, report, verdict
+from hil.campaign.record import read
+from hil.errors import ExitCode
+from hil.model import Criterion, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The outcome of a run. `errors` are the messages of what broke, oldest first."""
+
+    run: Path
+    verdict: Verdict
+    criteria: tuple[Criterion, ...]
+    errors: tuple[str, ...]
+    exit_code: ExitCode
+
+
+def finish(run: Path) -> Finished:
+    """Evaluate the record in `run` and write verdict, JUnit and report beside it."""
+    record = read(run)
+    mission = verdict.mission_of(run)
+    result = verdict.evaluate(record, mission.criteria)
+    verdict.write(run / "verdict.json", result)
+    junit.write(run / "junit.xml", record, result)
+    report.write(run / "report.html", record, result)
+    errors = record.of("error")
+    interrupted = any(event.get("arm") == "interrupted" for event in errors)
+    return Finished(
+        run=run,
+        verdict=result.verdict,
+        criteria=result.criteria,
+        errors=tuple(str(event["message"]) for event in errors),
+        exit_code=ExitCode.INTERRUPTED if interrupted else verdict.exit_code(result.verdict),
+    )

@@ -1,0 +1,208 @@
+"""Fly one mission on one board: lease, run directory, the mission's steps in order, safe end, verdict and report."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hil.bench.journal import Journal
+from hil.campaign.finish import Finished, finish
+from hil.campaign.provenance import write_provenance
+from hil.client import attach
+from hil.drivers import broker
+from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
+from hil.inventory import Bench, Mission
+
+if TYPE_CHECKING:
+    from hil.client import Board, Flight
+    from hil.inventory.bench import BenchBoard, PayloadWire, SshWire
+    from hil.inventory.board_type import BoardType
+    from hil.mission.timeline import Timeline
+
+MODEL_PORT = 8080
+MAILBOX_PORT = 8081
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Flying:
+    """What a step works with. `answers` carries what a later step compares with."""
+
+    mission: Mission
+    board_name: str
+    wires: BenchBoard
+    type: BoardType
+    timeline: Timeline
+    board: Board
+    flight: Flight
+    journal: Journal
+    say: Say
+    interrupted: threading.Event
+    answers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def payload(self) -> PayloadWire:
+        if self.wires.payload is None:
+            raise UsageError(f"board {self.board_name} has no payload port", hint="add `payload:` to the bench file")
+        return self.wires.payload
+
+    @property
+    def mgmt(self) -> SshWire:
+        if self.wires.mgmt is None:
+            raise UsageError(f"board {self.board_name} has no mgmt port", hint="add `mgmt:` to the bench file")
+        return self.wires.mgmt
+
+    def connect_payload(self, host: str, port: int, timeout_s: float) -> Any:
+        """A TCP socket on the ground side of the emulated link."""
+        return broker.connect(self.payload.broker, host, port, timeout_s)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Write to the journal with the mission time of this moment."""
+        state = self.flight.state()
+        self.journal.write(kind, t_mission=state["t_mission"], rate=state["rate"], **fields)
+
+    def wait(self, what: str, condition: Callable[[], Any], *, timeout_s: float, every_s: float = 0.1) -> Any:
+        """The first true value of `condition`. Raises BoardError naming `what` after `timeout_s` wall seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            value = condition()
+            if value:
+                return value
+            if time.monotonic() > deadline:
+                raise BoardError(f"board {self.board_name}: waited {timeout_s:g} s in vain until {what}")
+            if self.interrupted.wait(every_s):
+                raise KeyboardInterrupt
+
+
+def fly(
+    bench: Bench,
+    mission: Mission,
+    *,
+    board_name: str | None = None,
+    runs: Path = Path("runs"),
+    say: Say = lambda line: None,
+    on_flight: Callable[[Flight, Path], None] = lambda flight, run: None,
+) -> Finished:
+    """Fly `mission` on a board of `bench`; returns the verdict and where the record lies.
+
+    Whatever happens, the board ends in its safe state and the record is evaluated; a fault of the bench makes the
+    verdict `infra`, never `pass`. `on_flight` is called once the clock runs, for a progress display.
+    Raises UsageError before anything is touched when mission and bench do not fit.
+    """
+    from hil.campaign.steps import STEPS
+
+    name, wires, board_type = bench.board(board_name)
+    check_model(mission)
+    run = create_run(runs, bench, mission)
+    write_provenance(run, bench, mission, name)
+    say(f"run {run}")
+    interrupted = threading.Event()
+    with Journal(run / "events.jsonl", "campaign") as journal:
+        try:
+            with attach(bench) as daemon, daemon.lease([name]) as lease:
+                board = daemon.board(name, lease)
+                flight = daemon.flight(name, mission.path, run, lease)
+                on_flight(flight, run)
+                flying = Flying(
+                    mission=mission,
+                    board_name=name,
+                    wires=wires,
+                    type=board_type,
+                    timeline=_timeline(run),
+                    board=board,
+                    flight=flight,
+                    journal=journal,
+                    say=say,
+                    interrupted=interrupted,
+                )
+                try:
+                    for index, step in enumerate(mission.file.steps):
+                        say(f"step {index + 1}/{len(mission.file.steps)}: {step.kind}")
+                        flying.event("step_started", step=step.kind, index=index)
+                        STEPS[step.kind](flying, getattr(step, step.kind))
+                        flying.event("step_finished", step=step.kind, index=index, ok=True)
+                finally:
+                    interrupted.set()
+                    _safe_end(flying)
+        except HilError as error:
+            journal.write("error", arm=_arm(error), message=str(error))
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            journal.write("error", arm="interrupted", message="interrupted by the operator")
+            say("interrupted: the board is off, the record is kept")
+        except Exception as error:
+            journal.write("error", arm="bench", message=f"{type(error).__name__}: {error}")
+            finish(run)
+            raise
+    return finish(run)
+
+
+def check_model(mission: Mission) -> None:
+    """Refuse to fly a model file that is absent or not the one the mission names."""
+    model = mission.file.model
+    if not model.file.is_file():
+        raise UsageError(
+            f"{mission.path}: model file {model.file} does not exist",
+            hint="`hil virtual images` puts the demo's model into the cache; for your own, set model.file and sha256",
+        )
+    with model.file.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model.sha256:
+        raise UsageError(
+            f"{mission.path}: model file {model.file} has SHA-256 {found}, the mission names {model.sha256}",
+            hint="fly the right file, or write its hash into the mission",
+        )
+
+
+def create_run(runs: Path, bench: Bench, mission: Mission) -> Path:
+    """Make the run directory, with copies of what defines the run."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    run = (runs / f"{stamp}-{mission.name}-{secrets.token_hex(2)}").resolve()
+    try:
+        (run / "console").mkdir(parents=True)
+        shutil.copyfile(mission.path, run / "mission.yaml")
+        shutil.copyfile(bench.path, run / "bench.yaml")
+        shutil.copyfile(mission.tle_path, run / "orbit.tle")
+    except OSError as error:
+        raise UsageError(f"cannot create run directory {run}: {error}", hint="--runs DIR names another place") from None
+    return run
+
+
+def _timeline(run: Path) -> Timeline:
+    from hil.mission.timeline import Timeline
+
+    return Timeline.load(run / "timeline.npz")
+
+
+def _arm(error: HilError) -> str:
+    arms: tuple[tuple[type[HilError], str], ...] = (
+        (SafetyError, "safety"),
+        (BenchError, "bench"),
+        (BoardError, "board"),
+        (UsageError, "usage"),
+    )
+    return next((arm for kind, arm in arms if isinstance(error, kind)), "bench")
+
+
+def _safe_end(flying: Flying) -> None:
+    """End the flight and switch the board off, each step even when the one before failed."""
+    failures = []
+    for what, act in (("end the flight", flying.flight.end), ("switch the board off", flying.board.power.off)):
+        try:
+            act()
+        except HilError as error:
+            failures.append(f"{what}: {error.message}")
+    if failures:
+        raise BenchError(
+            f"board {flying.board_name}: the orderly end failed: {'; '.join(failures)}",
+            hint="the dead-man switches the output off when the daemon is gone; check with `hil board power read`",
+        )

@@ -1,0 +1,68 @@
+"""What a run was made with, `provenance.json`: versions, hashes, host, so that a figure can be traced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hil
+from hil.inventory import Bench, Mission
+
+PACKAGES = ("numpy", "sgp4", "paramiko", "pydantic", "fastapi", "prometheus-client", "httpx", "pyserial")
+
+
+def write_provenance(run: Path, bench: Bench, mission: Mission, board: str) -> None:
+    """Write what is known before the flight. `add_provenance` puts in what the instruments say."""
+    virtual = bench.file.virtual is not None
+    content: dict[str, Any] = {
+        "schema": 1,
+        "hil": hil.__version__,
+        "source": _commit(Path(hil.__file__).resolve().parent),
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "host": {
+            "kernel": f"{platform.system()} {platform.release()}",
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "load_average": os.getloadavg(),
+        },
+        "mission": {"name": mission.name, "sha256": _sha256(mission.path), "seed": mission.file.seed},
+        "orbit": {"tle_sha256": _sha256(mission.tle_path), "file": mission.tle_path.name},
+        "bench": {"name": bench.name, "sha256": _sha256(bench.path), "virtual": virtual},
+        "board": {"name": board, "type": bench.file.boards[board].type, "hardware": bench.board(board)[2].hardware},
+        "model": {"title": mission.file.model.title, "sha256": mission.file.model.sha256},
+    }
+    (run / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def add_provenance(run: Path, **facts: Any) -> None:
+    """Add facts under new keys."""
+    path = run / "provenance.json"
+    content = {**json.loads(path.read_text(encoding="utf-8")), **facts}
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _commit(directory: Path) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,471 @@
+"""The steps a mission file may name, each a function over a `Flying`; what they measure goes into the journal."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hil.campaign.fly import MAILBOX_PORT, MODEL_PORT, Flying
+from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
+from hil.errors import BenchError, BoardError, HilError
+from hil.inference import client as llm
+from hil.inference import onboard
+from hil.inventory.mission import (
+    BootStep,
+    CheckStep,
+    EclipseStep,
+    EndStep,
+    LossOfSignalStep,
+    QueryStep,
+    ServeStep,
+    UploadStep,
+)
+from hil.mission.passes import Contact
+
+# Mission seconds before AOS at which a skip lands, so that the edge itself is flown, not jumped over.
+LEAD_S = 1.0
+# Shorter contacts are not worth a connection.
+SHORTEST_CONTACT_S = 120.0
+# Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
+AFTER_LOS_S = 0.3
+ShellError = (ShellLost, ShellTimeout)
+
+
+def boot(flying: Flying, step: BootStep) -> None:
+    """Output on through the safety sequence, then firmware, kernel, login on the console and SSH on mgmt."""
+    start = flying.board.console.mark()
+    powered = time.monotonic()
+    flying.board.power.on()
+    _await_boot(flying, start, powered, cause="power on")
+    shell = flying.board.shell
+    directory = flying.type.onboard_dir
+    # A flight starts with an empty payload: what an earlier one left must not pass for an upload.
+    shell.run(["rm", "-rf", directory], timeout_s=30, check=True)
+    shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
+    _put(shell, Path(onboard.__file__), f"{directory}/onboard.py")
+
+
+def _await_boot(flying: Flying, start: int, powered: float, cause: str) -> None:
+    console, expect = flying.board.console, flying.type.boot
+    deadline = powered + expect.timeout_s
+    times = {}
+    since: int | None = start
+    for name, pattern in (("uboot_s", expect.firmware), ("kernel_s", expect.kernel), ("login_s", expect.login)):
+        match = console.expect(pattern, max(deadline - time.monotonic(), 1.0), since=since, death=expect.death)
+        since = None
+        times[name] = match.t_mono - powered
+    flying.say(f"  login after {times['login_s']:.1f} s")
+    flying.board.reconnect(timeout_s=max(deadline - time.monotonic(), 10.0))
+    times["ssh_s"] = time.monotonic() - powered
+    flying.event("boot", cause=cause, **times)
+
+
+def _put(shell: Shell, source: Path, target: str) -> None:
+    """One small or preparatory file over mgmt, replacing what is there."""
+    shell.run(["rm", "-f", f"{target}.part"], timeout_s=20, check=True)
+    Upload(source, target).run(shell, stall_s=30.0)
+    shell.run(["mv", f"{target}.part", target], timeout_s=20, check=True)
+
+
+def upload(flying: Flying, step: UploadStep) -> None:
+    """The model file, contact by contact over the payload link; activated on board after its hash agrees."""
+    model = flying.mission.file.model
+    send = Upload(
+        model.file,
+        _model_path(flying),
+        onboard=f"{flying.type.onboard_dir}/onboard.py",
+        chunk_bytes=step.chunk_bytes,
+        window_bytes=step.chunk_bytes // 2,
+    )
+    if step.preload_bytes:
+        _preload(flying, step.preload_bytes)
+    offset = 0
+    windows = 0
+    while not send.complete:
+        if windows == step.max_contacts:
+            raise BoardError(
+                f"board {flying.board_name}: {offset} of {send.total} bytes after {windows} contacts",
+                hint="max_contacts in the mission's upload step bounds the windows",
+            )
+        contact = _next_contact(flying)
+        windows += 1
+        # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
+        begin_s = contact.los_s - step.contact_share * contact.duration_s
+        flying.flight.skip_to(begin_s - LEAD_S, cause="next contact")
+        flying.flight.clock(step.clock_rate, cause="upload")
+        _await_link(flying)
+        started = time.monotonic()
+        attempts = len(send.attempts)
+        cut = _upload_window(flying, send, contact)
+        flying.flight.clock(1.0, cause="upload window over")
+        attempt = send.attempts[-1] if len(send.attempts) > attempts else None
+        if attempt is not None:
+            offset = attempt.offset
+        flying.event(
+            "upload_window",
+            window=windows,
+            station=contact.station,
+            bytes_acked_start=attempt.start_offset if attempt else offset,
+            bytes_acked_end=offset,
+            bytes_sent=attempt.sent_bytes if attempt else 0,
+            bytes_resent=attempt.resent_bytes if attempt else 0,
+            cut_by_los=cut,
+            wall_s=time.monotonic() - started,
+            contact_s=contact.los_s - begin_s,
+            clock_rate=step.clock_rate,
+            rate_bps=flying.mission.file.link.uplink.rate_bps,
+        )
+        flying.say(
+            f"  window {windows}, {contact.station}: {offset / 1e6:.1f} of {send.total / 1e6:.1f} MB"
+            f"{', cut by loss of signal' if cut else ''}"
+        )
+    shell = flying.board.shell
+    result = shell.run(_onboard(flying, "activate", send.part, send.target, model.sha256), timeout_s=120)
+    ok = result.returncode == 0
+    flying.event(
+        "upload_done",
+        windows=windows,
+        size=send.total,
+        preloaded=step.preload_bytes,
+        bytes_sent=sum(attempt.sent_bytes for attempt in send.attempts),
+        resent_bytes_max_per_cut=max(attempt.resent_bytes for attempt in send.attempts),
+        sha256_ok=ok,
+    )
+    if not ok:
+        message = (result.stderr or result.stdout).strip()[-400:]
+        flying.event("activation_refused", message=message)
+        raise BoardError(f"board {flying.board_name} refused the model: {message}")
+    flying.event("activated", sha256=model.sha256)
+
+
+def _preload(flying: Flying, count: int) -> None:
+    flying.say(f"  putting {count / 1e6:.0f} MB on the board over mgmt beforehand (not part of the measured upload)")
+    target = _model_path(flying)
+    with flying.mission.file.model.file.open("rb") as source, tempfile.NamedTemporaryFile() as head:
+        head.write(source.read(count))
+        head.flush()
+        Upload(Path(head.name), target).run(flying.board.shell, stall_s=30.0)
+
+
+def _upload_window(flying: Flying, send: Upload, contact: Contact) -> bool:
+    """Send until done or loss of signal; True when the link went away in mid-transfer."""
+    state = flying.flight.state()
+    los_mono = time.monotonic() + (contact.los_s - state["t_mission"]) / state["rate"]
+    stop = threading.Event()
+    # The ground station knows its schedule: a moment after loss of signal it gives the connection up.
+    timer = threading.Timer(max(los_mono + AFTER_LOS_S - time.monotonic(), 0.0), stop.set)
+    timer.daemon = True
+    timer.start()
+    shown = [0.0]
+
+    def progress(acknowledged: int) -> None:
+        if time.monotonic() - shown[0] > 0.25 or acknowledged == send.total:
+            shown[0] = time.monotonic()
+            flying.flight.progress("upload_bytes", acknowledged)
+
+    shell: Shell | None = None
+    try:
+        left_s = max(los_mono - time.monotonic(), 1.0)
+        shell = flying.board.payload_shell(timeout_s=left_s)
+        send.run(shell, stall_s=max(left_s, 5.0), stop=stop, on_progress=progress)
+    except ShellError as error:
+        if time.monotonic() < los_mono:
+            raise BoardError(f"payload link of {flying.board_name} failed before loss of signal: {error}") from error
+    finally:
+        timer.cancel()
+        if shell is not None:
+            shell.abort()
+    return not send.complete
+
+
+def serve(flying: Flying, step: ServeStep) -> None:
+    """Start model server and mailbox on the board; healthy when the server answers over mgmt."""
+    shell = flying.board.shell
+    directory = flying.type.onboard_dir
+    server = ["--host", "0.0.0.0", "--port", str(MODEL_PORT)]  # noqa: S104  (on the board, behind its two ports)
+    mailbox = ["--host", "0.0.0.0", "--port", str(MAILBOX_PORT), "--server", f"http://127.0.0.1:{MODEL_PORT}"]  # noqa: S104
+    started = time.monotonic()
+    shell.spawn(_onboard(flying, "serve-model", _model_path(flying), *server), f"{directory}/model.log")
+    shell.spawn(_onboard(flying, "mailbox", *mailbox, "--dir", f"{directory}/mailbox"), f"{directory}/mailbox.log")
+    flying.wait(
+        f"the model server is healthy (its log: {directory}/model.log on the board)",
+        lambda: llm.health(shell.forward, f"http://127.0.0.1:{MODEL_PORT}"),
+        timeout_s=step.timeout_s,
+    )
+    flying.event("serve_ready", load_s=time.monotonic() - started)
+    flying.say(f"  model ready after {time.monotonic() - started:.1f} s")
+
+
+def query(flying: Flying, step: QueryStep) -> None:
+    """Ask every prompt over the payload link at clock rate 1, inside a contact."""
+    _enter_contact(flying)
+    for prompt in step.prompts:
+        result = _ask(flying, prompt, step.max_tokens, step.timeout_s, step="query")
+        flying.answers.setdefault(f"{prompt}|{step.max_tokens}", result.answer)
+
+
+def check(flying: Flying, step: CheckStep) -> None:
+    """After the cut: wait for the board that booted by itself, start the server, ask the first prompt again."""
+    first = next(item.query for item in flying.mission.file.steps if item.query is not None)
+    serve(flying, ServeStep())
+    _enter_contact(flying)
+    prompt = first.prompts[0]
+    result = _ask(flying, prompt, first.max_tokens, first.timeout_s, step="check")
+    same = result.answer == flying.answers.get(f"{prompt}|{first.max_tokens}")
+    flying.event("recovered", identical_answer=same, answer_sha256=_sha256(result.answer))
+    flying.say(f"  the answer is {'identical' if same else 'DIFFERENT'} after the power cut")
+
+
+def _ask(flying: Flying, prompt: str, max_tokens: int, timeout_s: float, step: str) -> llm.ChatResult:
+    address = flying.payload.address
+    name = f"{step}-{_sha256(prompt)[:8]}"
+    before = flying.flight.state()
+    result = llm.stream_chat(
+        flying.connect_payload,
+        f"http://{address}:{MODEL_PORT}",
+        [{"role": "user", "content": prompt}],
+        max_tokens,
+        temperature=0.0,
+        seed=flying.mission.file.seed,
+        timeout_s=timeout_s,
+        on_token=lambda text, t_s: flying.flight.record_tokens(name, 1, "payload"),
+        # Without the cache, the same prompt is computed the same way whatever was asked before.
+        extra={"cache_prompt": False},
+    )
+    after = flying.flight.state()
+    flying.event(
+        "query",
+        id=name,
+        step=step,
+        plane="payload",
+        prompt=prompt,
+        prompt_sha256=_sha256(prompt),
+        answer=result.answer,
+        answer_sha256=_sha256(result.answer),
+        tokens=result.tokens,
+        server_tokens=result.server_tokens,
+        t_send_mono=result.t_send,
+        t_first_mono=result.t_first,
+        t_last_mono=result.t_last,
+        duration_s=result.duration_s,
+        ttft_s=result.ttft_s,
+        rate_min=min(before["rate"], after["rate"]),
+        rate_max=max(before["rate"], after["rate"]),
+        link_up_throughout=before["link"]["up"] and after["link"]["up"],
+        prompt_tps=result.timings.prompt_tps,
+        decode_tps=result.timings.decode_tps,
+        finish_reason=result.finish_reason,
+    )
+    flying.say(f"  {prompt!r} -> {result.answer.strip()!r} ({result.tokens} tokens in {result.duration_s:.1f} s)")
+    return result
+
+
+def loss_of_signal(flying: Flying, step: LossOfSignalStep) -> None:
+    """Ask just before loss of signal. The answer is made and kept on board, fetched and acknowledged after next AOS."""
+    address = flying.payload.address
+    base = f"http://{address}:{MAILBOX_PORT}"
+    contact = _current_contact(flying)
+    flying.flight.skip_to(
+        max(contact.los_s - step.before_los_s, flying.flight.state()["t_mission"]), cause="towards loss of signal"
+    )
+    identifier = uuid.uuid4().hex
+    asked_at = flying.flight.state()["t_mission"]
+    body = {
+        "id": identifier,
+        "messages": [{"role": "user", "content": step.prompt}],
+        "max_tokens": step.max_tokens,
+        "temperature": 0.0,
+        "seed": flying.mission.file.seed,
+    }
+    reply = llm.request(flying.connect_payload, "POST", f"{base}/v1/queries", body, timeout_s=step.before_los_s)
+    if reply.status not in (200, 202):
+        raise BoardError(f"board {flying.board_name}: the mailbox answered {reply.status}: {reply.body[:200]!r}")
+    flying.say("  question accepted on board; waiting for loss of signal")
+    flying.wait("loss of signal", lambda: not flying.flight.state()["link"]["up"], timeout_s=step.before_los_s + 30)
+    # The bench, not the ground, looks over mgmt when the answer is stored: it must not skip over the inference.
+    forward = flying.board.shell.forward
+    local = f"http://127.0.0.1:{MAILBOX_PORT}"
+    at_los = llm.request(forward, "GET", f"{local}/v1/queries/{identifier}", timeout_s=20).json()
+    flying.wait(
+        "the answer is stored on board",
+        lambda: llm.request(forward, "GET", f"{local}/v1/queries/{identifier}", timeout_s=20).json()["state"] == "done",
+        timeout_s=120,
+        every_s=0.5,
+    )
+    unreachable = _is_silent(flying, base)
+    following = _enter_contact(flying)
+    fetched = llm.request(flying.connect_payload, "GET", f"{base}/v1/queries/{identifier}", timeout_s=60).json()
+    deliveries = 0
+    # Acknowledge twice on purpose: a ground station whose first acknowledgement was lost would do the same.
+    for _ in range(2):
+        answer = llm.request(
+            flying.connect_payload, "POST", f"{base}/v1/queries/{identifier}/ack", {}, timeout_s=60
+        ).json()
+        deliveries += bool(answer.get("delivered_now"))
+    flying.flight.record_tokens(f"mailbox-{identifier[:8]}", int(fetched["tokens"]), "payload")
+    flying.event(
+        "mailbox",
+        id=identifier,
+        prompt=step.prompt,
+        answer=fetched["answer"],
+        answer_sha256=_sha256(fetched["answer"]),
+        tokens=fetched["tokens"],
+        state_at_los=at_los["state"],
+        los_during=at_los["state"] != "done",
+        silent_after_los=unreachable,
+        deliveries=deliveries,
+        duplicates=max(deliveries - 1, 0),
+        delivered_in_contact=following.station,
+        latency_mission_s=flying.flight.state()["t_mission"] - asked_at,
+    )
+    flying.say(f"  delivered in the next contact: {fetched['answer'].strip()!r}")
+
+
+def _is_silent(flying: Flying, base: str) -> bool:
+    """Whether the outage really is one: a connection over the payload link must not come up."""
+    try:
+        llm.request(flying.connect_payload, "GET", f"{base}/v1/queries", timeout_s=1.5)
+    except llm.LinkLost:
+        return True
+    return False
+
+
+def eclipse(flying: Flying, step: EclipseStep) -> None:
+    """Into the last eclipse under continuous inference until the load is shed, then on until it is restored."""
+    last = flying.timeline.eclipses[-1]
+    if last.umbra_entry_s is None or last.penumbra_entry_s < flying.flight.state()["t_mission"]:
+        raise BenchError(
+            "no full eclipse is left in the mission's time span",
+            hint="raise duration_h or start the eclipse step earlier",
+        )
+    flying.flight.skip_to(last.penumbra_entry_s - 60.0, cause="last eclipse")
+    with _continuous_inference(flying, step) as load:
+        flying.flight.clock(step.clock_rate, cause="eclipse")
+        flying.wait("the load is shed", lambda: _power(flying)["state"] == "shed", timeout_s=600, every_s=0.2)
+    flying.event("inference_load", **load)
+    state = flying.flight.state()
+    flying.say(f"  load shed at {state['power']['bus_voltage_v']:.2f} V, state of charge {state['soc']:.0%}")
+    start = flying.board.console.mark()
+    flying.flight.clock(step.clock_rate, cause="recharge")
+    flying.wait("the load is restored", lambda: _power(flying)["state"] == "on", timeout_s=600, every_s=0.05)
+    powered = time.monotonic()
+    flying.say("  load restored; the board boots by itself")
+    flying.flight.clock(1.0, cause="boot")
+    _await_boot(flying, start, powered, cause="load restored")
+
+
+@contextmanager
+def _continuous_inference(flying: Flying, step: EclipseStep) -> Iterator[dict[str, Any]]:
+    """Keep the board busy over mgmt (no contact is needed for on-board work); counts tokens and wall seconds."""
+    load: dict[str, Any] = {"tokens": 0, "wall_s": 0.0, "plane": "mgmt", "t_start_mono": time.monotonic()}
+    stop = threading.Event()
+    forward = flying.board.shell.forward
+
+    def token(text: str, t_s: float) -> None:
+        load["tokens"] += 1
+        flying.flight.record_tokens("eclipse", 1, "mgmt")
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                llm.stream_chat(
+                    forward,
+                    f"http://127.0.0.1:{MODEL_PORT}",
+                    [{"role": "user", "content": step.prompt}],
+                    step.max_tokens,
+                    seed=flying.mission.file.seed,
+                    timeout_s=120,
+                    silence_s=30,
+                    on_token=token,
+                )
+            except HilError:
+                # The power cut ends the connection; the step decides by the supply's state, not by this thread.
+                stop.wait(0.5)
+
+    thread = threading.Thread(target=work, name="hil-eclipse-load", daemon=True)
+    thread.start()
+    try:
+        yield load
+    finally:
+        stop.set()
+        load["wall_s"] = time.monotonic() - load["t_start_mono"]
+        thread.join(timeout=5)
+
+
+def end(flying: Flying, step: EndStep) -> None:
+    """Orderly end: the flight ends (output off and verified, link cleared)."""
+    flying.flight.end()
+    flying.board.power.off()
+
+
+def _power(flying: Flying) -> dict[str, Any]:
+    power: dict[str, Any] = flying.flight.state()["power"]
+    return power
+
+
+def _next_contact(flying: Flying) -> Contact:
+    """The next contact that has not begun and is long enough to be worth it."""
+    now = flying.flight.state()["t_mission"]
+    for contact in flying.timeline.contacts:
+        if contact.aos_s > now and contact.duration_s >= SHORTEST_CONTACT_S:
+            return contact
+    raise BenchError(
+        f"no contact of at least {SHORTEST_CONTACT_S:g} s is left in the mission's time span", hint="raise duration_h"
+    )
+
+
+def _current_contact(flying: Flying) -> Contact:
+    now = flying.flight.state()["t_mission"]
+    contact = flying.timeline.contact_at(now)
+    if contact is None:
+        raise BenchError("not inside a contact", hint="a loss_of_signal step follows a query step")
+    return contact
+
+
+def _enter_contact(flying: Flying) -> Contact:
+    """Skip to the next contact, at clock rate 1, and wait until the link is up."""
+    contact = _next_contact(flying)
+    flying.flight.clock(1.0, cause="query")
+    flying.flight.skip_to(contact.aos_s - LEAD_S, cause="next contact")
+    _await_link(flying)
+    flying.event("contact", station=contact.station, aos_s=contact.aos_s, los_s=contact.los_s)
+    flying.say(f"  in contact with {contact.station}")
+    return contact
+
+
+def _await_link(flying: Flying) -> None:
+    acquisition_s = flying.mission.file.link.acquisition_s
+    flying.wait(
+        "the link is up", lambda: flying.flight.state()["link"]["up"], timeout_s=acquisition_s + 20, every_s=0.05
+    )
+
+
+def _model_path(flying: Flying) -> str:
+    return f"{flying.type.onboard_dir}/model.gguf"
+
+
+def _onboard(flying: Flying, *arguments: str) -> list[str]:
+    return [flying.type.runtime_python, f"{flying.type.onboard_dir}/onboard.py", *arguments]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+STEPS: dict[str, Callable[[Flying, Any], None]] = {
+    "boot": boot,
+    "upload": upload,
+    "serve": serve,
+    "query": query,
+    "loss_of_signal": loss_of_signal,
+    "eclipse": eclipse,
+    "check": check,
+    "end": end,
+}

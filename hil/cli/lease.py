@@ -1,0 +1,109 @@
+"""`hil lease`: who holds which board; take and give back one that outlives the command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hil.cli.options import bench_option, json_option, print_json, the_bench
+from hil.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    from hil import client, inventory
+
+
+def _store(bench: inventory.Bench, board: str) -> Path:
+    return bench.state_dir / f"lease-{board}.json"
+
+
+@contextlib.contextmanager
+def held_or_new(daemon: client.Bench, bench: inventory.Bench, board: str) -> Iterator[client.Lease]:
+    """The lease that `hil lease acquire` stored. Without one the command is refused: a lease that ends with the
+    command would switch the board off again at once.
+    """
+    from hil.client import Lease
+
+    try:
+        granted = json.loads(_store(bench, board).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"board {board} is not leased by this user", hint=f"hil lease acquire {board}; afterwards hil lease release"
+        ) from None
+    lease = Lease.stored(daemon.http, granted)
+    lease.renew()
+    yield lease
+
+
+@click.group()
+def lease() -> None:
+    """Who holds which board."""
+
+
+@lease.command("list")
+@bench_option
+@json_option
+def list_(bench_file: str | None, as_json: bool) -> None:
+    """Leases: who, since when, until when."""
+    from hil.client import attach
+
+    with attach(the_bench(bench_file)) as daemon:
+        rows = daemon.leases()
+    if as_json:
+        print_json({"leases": rows})
+        return
+    for row in rows:
+        click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+@lease.command()
+@bench_option
+@click.argument("boards", nargs=-1, required=True)
+@click.option("--ttl-s", type=click.FloatRange(min=1), default=3600.0, show_default=True)
+@click.option("--wait-s", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--preempt", is_flag=True, help="take it from its holder; needs --reason")
+@click.option("--reason", default="", help="told to the one who loses the board")
+def acquire(
+    bench_file: str | None, boards: tuple[str, ...], ttl_s: float, wait_s: float, preempt: bool, reason: str
+) -> None:
+    """Lease BOARDS until released or for --ttl-s; the token is kept in the state directory."""
+    from hil.client import attach
+
+    if preempt and not reason:
+        raise UsageError("--preempt needs a reason", hint='--reason "release build is waiting"')
+    bench = the_bench(bench_file)
+    with attach(bench) as daemon:
+        granted = daemon.lease(
+            boards, ttl_s=ttl_s, wait_s=wait_s, preempt=preempt, reason=reason, pid=None, renew=False
+        )
+    for board in boards:
+        path = _store(bench, board)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump({"lease": granted.id, "token": granted.token, "boards": granted.boards, "ttl_s": ttl_s}, file)
+    click.echo(f"leased {', '.join(boards)} for {ttl_s:g} s")
+
+
+@lease.command()
+@bench_option
+@click.argument("board")
+def release(bench_file: str | None, board: str) -> None:
+    """Give BOARD back; it goes to its `on_lease_end` state."""
+    from hil.client import attach
+
+    bench = the_bench(bench_file)
+    try:
+        with attach(bench) as daemon, held_or_new(daemon, bench, board) as held:
+            boards = held.boards
+            held.release()
+    except BenchError:
+        _store(bench, board).unlink(missing_ok=True)
+        raise
+    for name in boards:
+        _store(bench, name).unlink(missing_ok=True)
+    click.echo(f"released {', '.join(boards)}")

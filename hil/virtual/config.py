@@ -1,0 +1,76 @@
+"""From a bench file's `virtual:` section to what the supervisor starts."""
+
+from __future__ import annotations
+
+from hil import paths
+from hil.errors import UsageError
+from hil.inventory.bench import Bench
+from hil.virtual.supervisor import BoardWire, VirtualBench
+
+
+def virtual_bench(bench: Bench) -> VirtualBench:
+    """The supervisor's configuration. Raises UsageError when the bench has no virtual part or it does not fit."""
+    virtual = bench.file.virtual
+    if virtual is None:
+        raise UsageError(
+            f"{bench.path} describes a real bench: it has no `virtual:` section",
+            hint="`hil virtual` is for fixtures/benches/virtual.yaml and files like it",
+        )
+    supply = bench.file.supplies.get(virtual.supply.supply)
+    if supply is None or supply.host != "127.0.0.1":
+        raise UsageError(f"{bench.path}: `virtual.supply.supply` must name a supply at tcp://127.0.0.1:PORT")
+    link = None
+    if virtual.link_box is not None:
+        link = bench.file.links.get(virtual.link_box.link)
+        if link is None or link.host != "127.0.0.1" or virtual.payload_network is None:
+            raise UsageError(
+                f"{bench.path}: `virtual.link_box.link` must name a link at ssh://root@127.0.0.1:PORT",
+                hint="and `virtual.payload_network` must say which network lies behind it",
+            )
+    brokers = {board.payload.broker for board in bench.file.boards.values() if board.payload is not None}
+    if len(brokers) > 1:
+        raise UsageError(f"{bench.path}: the boards of a virtual bench share one payload broker")
+    network = virtual.payload_network
+    return VirtualBench(
+        name=bench.name,
+        cache=paths.cache_dir(),
+        state=bench.state_dir,
+        runtime=bench.runtime_dir,
+        boards=tuple(_wire(bench, name) for name in virtual.boards),
+        supply_model=virtual.supply.model,
+        supply_port=supply.port,
+        linkbox_mgmt_port=link.port if link is not None else None,
+        payload_host=network.host if network is not None else "",
+        payload_prefix=network.prefix if network is not None else 0,
+        broker=next(iter(brokers), None),
+    )
+
+
+def _wire(bench: Bench, name: str) -> BoardWire:
+    virtual = bench.file.virtual
+    if virtual is None or name not in bench.file.boards:
+        raise UsageError(f"{bench.path}: `virtual.boards.{name}` has no board of that name under `boards:`")
+    board = bench.file.boards[name]
+    wire = virtual.boards[name]
+    modelled = bench.types[board.type].modelled_power
+    if modelled is None:
+        raise UsageError(f"board type {board.type} has no `modelled_power`: it cannot be played by `hil virtual`")
+    if board.mgmt is None or board.mgmt.address != "127.0.0.1":
+        raise UsageError(f"{bench.path}: virtual board {name} needs `mgmt:` at 127.0.0.1")
+    if wire.channel not in {feed.channel for feed in board.power}:
+        raise UsageError(
+            f"{bench.path}: `virtual.boards.{name}.channel` is {wire.channel}, but the board's `power:` names "
+            f"{', '.join(str(feed.channel) for feed in board.power)}"
+        )
+    return BoardWire(
+        name=name,
+        channel=wire.channel,
+        mgmt_port=board.mgmt.port,
+        memory_mib=wire.memory_mib,
+        cpus=wire.cpus,
+        idle_w=modelled.idle_w,
+        full_w=modelled.full_w,
+        full_cpu_cores=modelled.full_cpu_cores,
+        undervoltage_lockout_v=bench.types[board.type].supply.undervoltage_lockout_v,
+        payload_address=board.payload.address if board.payload is not None else "",
+    )
