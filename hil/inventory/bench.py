@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from hil import paths
 from hil.errors import UsageError
@@ -19,6 +19,7 @@ from hil.inventory.yaml_file import Location, Strict
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}\Z")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+File = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class SupplyWire(Strict):
@@ -42,8 +43,8 @@ class LinkWire(Strict):
 
     driver: Literal["netem-ssh"]
     address: str = Field(pattern=r"^ssh://[^@]+@[^:/]+:\d+$")
-    key: Path
-    known_hosts: Path
+    key: File
+    known_hosts: File
     uplink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
     downlink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
 
@@ -81,15 +82,15 @@ class SshWire(Strict):
     address: str
     port: Port = 22
     user: str = "root"
-    key: Path
-    known_hosts: Path
+    key: File
+    known_hosts: File
 
 
 class PayloadWire(SshWire):
     """The port behind the link emulator. `broker` is the socket of the process that owns the payload namespace."""
 
     link: Name
-    broker: Path | None = None
+    broker: File | None = None
 
 
 class BenchBoard(Strict):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hil.errors import UsageError
-from hil.inventory import load_bench
+from hil.inventory import load_bench, load_mission
 from hil.inventory.board_type import load_board_type
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,38 @@ def _load(tmp_path: Path, text: str) -> object:
 
 def _line_of(text: str, needle: str) -> int:
     return next(number for number, line in enumerate(text.splitlines(), 1) if needle in line)
+
+
+def test_the_example_of_a_real_bench_loads() -> None:
+    bench = load_bench(ROOT / "fixtures/benches/jetson-rigol.yaml")
+    _, board, board_type = bench.board()
+    assert board.mgmt is not None
+    assert board.mgmt.key == Path.home() / ".ssh/hil_ed25519"
+    assert board_type.hardware == "not run on hardware"
+    assert board_type.supply.overcurrent_protection_a <= 3.0  # what a DP832 channel can give
+
+
+@pytest.mark.parametrize("name", ["short", "star-compute-qwen3"])
+def test_the_shipped_missions_load(name: str) -> None:
+    mission = load_mission(ROOT / f"fixtures/missions/{name}.yaml")
+    kinds = [step.kind for step in mission.file.steps]
+    assert (kinds[0], kinds[-1]) == ("boot", "end")
+
+
+def test_a_step_with_two_keys_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "fixtures/missions/short.yaml").read_text().replace("../tle", str(ROOT / "fixtures/tle"))
+    path = tmp_path / "mission.yaml"
+    path.write_text(text.replace("  - boot:\n", "  - {boot: {}, serve: {}}\n"))
+    with pytest.raises(UsageError, match=rf"mission\.yaml:{_line_of(text, '- boot')}: .*exactly one key"):
+        load_mission(path)
+
+
+def test_a_rate_with_its_unit_as_text_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "fixtures/missions/short.yaml").read_text().replace("../tle", str(ROOT / "fixtures/tle"))
+    path = tmp_path / "mission.yaml"
+    path.write_text(text.replace("rate_bps: 300000", "rate_bps: 300 kbit/s"))
+    with pytest.raises(UsageError, match=r"`link\.uplink\.rate_bps` must be a plain number"):
+        load_mission(path)
 
 
 def test_the_shipped_bench_loads() -> None:
