@@ -239,7 +239,7 @@ class Battery:
 
     def mean_ocv_v(self, soc_a: float, soc_b: float) -> float:
         """Mean open-circuit voltage between two states of charge: energy moved per charge moved."""
-        if abs(soc_b - soc_a) < 1e-7:  # the difference quotient would lose its digits
+        if abs(soc_b - soc_a) < 1e-6:  # the difference quotient would lose its digits
             return self.ocv_v(0.5 * (soc_a + soc_b))
         return (self.energy_j(soc_b) - self.energy_j(soc_a)) / (self.charge_c * (soc_b - soc_a))
 

@@ -15,6 +15,8 @@ import csv
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -243,7 +245,7 @@ class Timeline:
                 eclipses=tuple(Eclipse(**eclipse) for eclipse in meta["eclipses"]),
                 **columns,
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(f"{path} is not a timeline: {error}", hint="compile the mission again") from error
         if timeline.hash != meta["hash"]:
             raise UsageError(f"{path} was altered: its hash does not agree", hint="compile the mission again")
@@ -366,6 +368,8 @@ def _edges(
 def _grid(environment: MissionEnvironment, edges: tuple[Edge, ...], eclipses: tuple[Eclipse, ...]) -> Floats:
     """Regular grid, the mission's end, every edge, and a comb through each penumbra, where sunlight really changes."""
     end_s = environment.duration_s
+    # cosine spacing: the visible area bends hardest where the discs first and last touch
+    comb = 0.5 - 0.5 * np.cos(np.linspace(0.0, np.pi, _PENUMBRA_COMB + 1))
     parts = [np.arange(0.0, end_s, environment.step_s), np.array([end_s]), np.array([edge.t_s for edge in edges])]
     for eclipse in eclipses:
         if eclipse.umbra_entry_s is None or eclipse.umbra_exit_s is None:
@@ -375,7 +379,7 @@ def _grid(environment: MissionEnvironment, edges: tuple[Edge, ...], eclipses: tu
                 (eclipse.penumbra_entry_s, eclipse.umbra_entry_s),
                 (eclipse.umbra_exit_s, eclipse.penumbra_exit_s),
             ]
-        parts += [np.linspace(low, high, _PENUMBRA_COMB + 1) for low, high in ramps]
+        parts += [low + (high - low) * comb for low, high in ramps]
     t_s = np.unique(np.concatenate(parts))
     t_s = t_s[(t_s >= 0.0) & (t_s <= end_s)]
     keep = np.ones(t_s.shape, dtype=bool)
@@ -451,6 +455,7 @@ def _floats(value: Any) -> Any:
 
 
 def _interpolate(x: list[float], y: list[float], at: float) -> float:
+    at = float(at)  # a numpy scalar is slow here, and would end up in JSON and in LinkState
     index = bisect_right(x, at)
     if index == 0:
         return y[0]
