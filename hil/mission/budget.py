@@ -115,6 +115,53 @@ def eclipse_budget(
     return EclipseBudget(idle, full, usable_wh(power, full_w))
 
 
+@dataclass(frozen=True, slots=True)
+class ShedForecast:
+    """What load shedding does in the longest eclipse when the board runs at full load from its beginning.
+
+    Seconds since that eclipse's first contact. `shed_s` None: never shed. `restored_s` None: not within an orbit.
+    `platform_lost`: the battery could not even carry the platform until sunrise; raise the shed voltage.
+    """
+
+    shed_s: float | None
+    lowest_soc: float
+    platform_lost: bool
+    restored_s: float | None
+
+
+def shed_forecast(mission: Timeline | MissionEnvironment, *, full_w: float | None = None) -> ShedForecast | None:
+    """Fly one orbit from the longest eclipse's beginning, fully charged, with the shed rule; None without an eclipse.
+
+    Wall-clock dwell is not modelled: it depends on the clock's rate. Raises UsageError without power or shed section.
+    """
+    environment, ephemeris, eclipse = _longest_eclipse(mission)
+    power = _power(environment)
+    if power.shed is None:
+        raise UsageError(f"mission {environment.name} has no shed section", hint="add shed_v and restore_v to power")
+    if eclipse is None:
+        return None
+    full_w = power.board_full_w if full_w is None else full_w
+    model = EpsModel(power.eps)
+    model.reset(model.battery.soc_at(power.eps.charge_cell_v * power.eps.cells_series))
+    start_s, step_s = eclipse.penumbra_entry_s, 1.0
+    sunlit = sunlit_fraction(ephemeris, np.arange(start_s, start_s + environment.orbit.period_s, step_s))
+    low_s, lowest, lost = 0.0, 1.0, False
+    shed_s: float | None = None
+    for index, visible in enumerate(sunlit.tolist()):
+        board_w = full_w if shed_s is None else 0.0
+        state = model.step(step_s, board_w, power.array.full_sun_w * visible)
+        now_s = (index + 1) * step_s
+        lowest = min(lowest, state.soc)
+        if shed_s is None:
+            low_s = low_s + step_s if state.bus_voltage_v < power.shed.shed_v else 0.0
+            shed_s = now_s if low_s and low_s >= power.shed.hold_s else None
+        elif state.collapsed:
+            lost = True
+        elif state.bus_voltage_v >= power.shed.restore_v and state.soc >= power.shed.restore_soc and visible > 0:
+            return ShedForecast(shed_s, lowest, lost, now_s)
+    return ShedForecast(shed_s, lowest, lost, None)
+
+
 def usable_wh(power: PowerEnvironment, board_w: float) -> float:
     """Energy delivered at the battery's terminals from full charge down to the shed voltage at a constant load, Wh."""
     model = EpsModel(power.eps)

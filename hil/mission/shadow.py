@@ -14,7 +14,7 @@ import numpy as np
 
 from hil.mission.frames import Floats
 from hil.mission.orbit import Ephemeris
-from hil.mission.roots import maxima, positive_intervals, scan_grid
+from hil.mission.roots import crossings, maxima, positive_intervals, scan_grid
 
 EARTH_RADIUS_KM = 6_378.1366
 SUN_RADIUS_KM = 695_700.0
@@ -95,10 +95,11 @@ def _umbra(ephemeris: Ephemeris, penumbra: Floats) -> list[tuple[float, float] |
     if not len(penumbra):
         return found
     deepest_s, deepest = maxima(depth, penumbra[:, 0], penumbra[:, 1])
-    for index in np.nonzero(deepest > 0)[0]:
-        grid = np.array([penumbra[index, 0], deepest_s[index], penumbra[index, 1]])
-        edges = positive_intervals(depth, grid)
-        found[int(index)] = (float(edges[0, 0]), float(edges[0, 1]))
+    total = np.nonzero(deepest > 0)[0]
+    entry = crossings(depth, penumbra[total, 0], deepest_s[total])
+    leave = crossings(depth, deepest_s[total], penumbra[total, 1])
+    for index, low, high in zip(total, entry, leave, strict=True):
+        found[int(index)] = (float(low), float(high))
     return found
 
 

@@ -84,5 +84,7 @@ def sun_teme_km(day: float, fraction: Floats) -> Floats:
 
 
 def _series(terms: Floats, tau: Floats) -> Floats:
-    amplitude, phase, frequency = terms.T
-    return np.asarray(np.cos(phase + np.multiply.outer(tau, frequency)) @ amplitude, dtype=np.float64)
+    total = np.zeros_like(tau)
+    for amplitude, phase, frequency in terms.tolist():  # term by term: a year at 30 s would not fit as one table
+        total += amplitude * np.cos(phase + frequency * tau)
+    return total

@@ -15,7 +15,7 @@ import pytest
 
 from hil.errors import UsageError
 from hil.mission import timeline as timeline_module
-from hil.mission.budget import eclipse_budget, fly, orbit_balance, require_balance, usable_wh
+from hil.mission.budget import eclipse_budget, fly, orbit_balance, require_balance, shed_forecast, usable_wh
 from hil.mission.eps import ArrayConfig, EpsConfig, ShedConfig
 from hil.mission.frames import Station
 from hil.mission.orbit import Ephemeris, Orbit
@@ -299,6 +299,30 @@ def test_full_load_reaches_the_shed_voltage_inside_the_eclipse(timeline: Timelin
     assert later.shed_s is None or later.shed_s > flight.shed_s + 300
 
 
+def test_shedding_leaves_the_platform_alive_and_comes_back(timeline: Timeline) -> None:
+    forecast = shed_forecast(timeline)
+    assert forecast is not None
+    assert forecast.shed_s == pytest.approx(1_555, abs=10)
+    assert not forecast.platform_lost
+    assert 0.01 < forecast.lowest_soc < 0.05
+    assert forecast.restored_s is not None
+    assert 2_072 + 300 < forecast.restored_s < 2_072 + 600
+    idle = shed_forecast(ENVIRONMENT, full_w=5.0)
+    assert idle is not None
+    assert idle.shed_s is None
+
+
+def test_a_shed_voltage_that_is_too_low_loses_the_platform() -> None:
+    """The same usable energy behind a third of the resistance: at 13.2 V hardly anything is left for the platform."""
+    power = replace(POWER, eps=replace(POWER.eps, capacity_ah=0.66, resistance_ohm=0.1))
+    forecast = shed_forecast(replace(ENVIRONMENT, power=power))
+    assert forecast is not None
+    assert forecast.platform_lost
+    assert forecast.restored_s is not None
+    with pytest.raises(UsageError, match="no shed section"):
+        shed_forecast(replace(ENVIRONMENT, power=replace(POWER, shed=None)))
+
+
 def test_balance_says_how_many_watt_hours_are_missing(timeline: Timeline) -> None:
     idle = orbit_balance(timeline)
     assert idle.closes
@@ -324,7 +348,7 @@ def test_the_balance_agrees_with_the_model_flown() -> None:
     ends = []
     for factor in (0.97, 1.03):
         power = replace(POWER, array=ArrayConfig(high * factor, 0.85, 0.95))
-        short = compile_timeline(replace(ENVIRONMENT, power=power, stations=(), duration_s=40_000.0))
+        short = compile_timeline(replace(ENVIRONMENT, power=power, stations=(), step_s=30.0, duration_s=30_000.0))
         entries = [e.penumbra_entry_s for e in short.eclipses if e.penumbra_entry_s > 0]
         flight = fly(short, POWER.board_idle_w, initial_soc=0.9)
         soc = np.interp(entries, flight.t_s, flight.soc)

@@ -1,0 +1,92 @@
+"""Speed of the mission engine; `python tests/benchmarks/bench_mission.py`. Exits 1 when a limit is missed.
+
+Best of five runs, wall seconds on one core. The Skyfield figure does the same geometry (positions, three stations'
+elevation and range) without eclipses, edges or columns.
+"""
+
+from __future__ import annotations
+
+import sys
+import timeit
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from hil.mission.budget import fly
+from hil.mission.eps import ArrayConfig, EpsConfig, EpsModel, ShedConfig
+from hil.mission.frames import Station
+from hil.mission.orbit import Ephemeris, Orbit
+from hil.mission.radio import LinkEnvironment
+from hil.mission.shadow import find_eclipses
+from hil.mission.timeline import MissionEnvironment, PowerEnvironment, compile_timeline
+
+TLE = Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle"
+START = datetime(2026, 1, 1, tzinfo=UTC)
+STATIONS = (Station("miyun", 40.45, 116.86), Station("kashgar", 39.50, 75.93), Station("sanya", 18.31, 109.31))
+
+
+def best(call: Callable[[], object], repeat: int = 5, number: int = 1) -> float:
+    return min(timeit.repeat(call, repeat=repeat, number=number)) / number
+
+
+def skyfield_s(orbit: Orbit, t_s: np.ndarray) -> float | None:
+    try:
+        from skyfield.api import EarthSatellite, load, wgs84
+    except ImportError:
+        return None
+    scale = load.timescale(builtin=True)
+    satellite = EarthSatellite(orbit.line1, orbit.line2, None, scale)
+    sites = [wgs84.latlon(s.latitude_deg, s.longitude_deg) for s in STATIONS]
+
+    def work() -> None:
+        times = scale.utc(2026, 1, 1, 0, 0, t_s)
+        for site in sites:
+            (satellite - site).at(times).altaz()
+
+    return best(work, repeat=3)
+
+
+def main() -> int:
+    orbit = Orbit.from_tle(TLE.read_text(), source=TLE.name)
+    power = PowerEnvironment(
+        ArrayConfig(44.0, 0.85, 0.95), EpsConfig(0.70, resistance_ohm=0.3, platform_w=6.0), ShedConfig(13.2), 5.0, 15.0
+    )
+    day = MissionEnvironment(
+        "bench", orbit, STATIONS, START, 86_400.0, LinkEnvironment(300e3, 1e6, acquisition_s=15.0), power
+    )
+    two_days = replace(day, duration_s=172_800.0)
+    timeline = compile_timeline(day)
+    peak_s = timeline.contacts[2].max_elevation_s
+    grid = np.arange(0.0, 86_400.0, 10.0)
+    ephemeris = Ephemeris(orbit, START)
+    eps = EpsModel(power.eps)
+    geometry_s = best(lambda: [ephemeris.look(station, grid) for station in STATIONS])
+    rows: list[tuple[str, float, float | None]] = [
+        ("compile 24 h, 3 stations", best(lambda: compile_timeline(day)), 0.3),
+        ("compile 48 h, 3 stations", best(lambda: compile_timeline(two_days)), 0.6),
+        ("eclipses of a year", best(lambda: find_eclipses(ephemeris, 0.0, 365 * 86_400.0), repeat=1), None),
+        ("fly the power system for 24 h", best(lambda: fly(timeline, 5.0), repeat=2), None),
+        ("link_at", best(lambda: timeline.link_at(peak_s, 60.0), number=1_000), 50e-6),
+        ("sunlit_at", best(lambda: timeline.sunlit_at(peak_s), number=1_000), 50e-6),
+        ("power system step", best(lambda: eps.step(0.1, 9.0, 20.0), number=1_000), None),
+        ("geometry 24 h at 10 s, 3 stations", geometry_s, None),
+    ]
+    other_s = skyfield_s(orbit, grid)
+    if other_s is not None:
+        rows.append(("the same with plain Skyfield", other_s, None))
+    missed = 0
+    for name, seconds, limit in rows:
+        verdict = "" if limit is None else ("ok" if seconds <= limit else "MISSED")
+        missed += verdict == "MISSED"
+        print(
+            f"{name:36} {seconds * 1e3:12.4f} ms  {'' if limit is None else f'limit {limit * 1e3:g} ms':16} {verdict}"
+        )
+    print(f"{'station-steps per second':36} {3 * len(grid) / geometry_s:12.0f}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
