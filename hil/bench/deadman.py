@@ -72,6 +72,7 @@ class Deadman:
         self._answers = asyncio.Event()
         self._sequence = 0
         self._first_unanswered_s: float | None = None
+        self._outputs: tuple[ArmedOutput, ...] = ()
         self._acknowledged_outputs = 0
         self._outputs_sent = 0
         self._stopping = False
@@ -127,6 +128,7 @@ class Deadman:
 
         Arming counts as the source's first beat.
         """
+        self._outputs = tuple(outputs)
         self._outputs_sent += 1
         mine = self._outputs_sent
         self._send({"outputs": mine, "armed": [asdict(output) for output in outputs]})
@@ -140,6 +142,17 @@ class Deadman:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await self._answers.wait()
+
+    async def arm(self, output: ArmedOutput) -> None:
+        """Add one output to the list, before it goes on; replaces an entry for the same channel."""
+        await self.set_outputs((*self._without(output.intent), output))
+
+    async def disarm(self, intent: Intent) -> None:
+        """Take one output off the list, after it was verified off."""
+        await self.set_outputs(self._without(intent))
+
+    def _without(self, intent: Intent) -> tuple[ArmedOutput, ...]:
+        return tuple(output for output in self._outputs if output.intent.key != intent.key)
 
     async def stop(self) -> None:
         """Disarm and let the process end. Call only with every output verified off."""

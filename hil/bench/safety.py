@@ -285,12 +285,16 @@ class InstrumentLock:
 # -------------------------------------------------------------------------------------------------------- sequences
 @dataclass(frozen=True, slots=True)
 class PoweredOn:
-    """A finished start sequence: monotonic times of output on and of voltage in tolerance, and the last reading."""
+    """A finished start sequence: monotonic times of output on and of voltage in tolerance, and the last reading.
+
+    `peak_a` and `energy_j` (trapezoid over the samples) cover the inrush window.
+    """
 
     on_s: float
     settled_s: float
     reading: Reading
     peak_a: float
+    energy_j: float
     waived: tuple[str, ...] = ()
 
 
@@ -366,7 +370,7 @@ async def power_on(
             await armed()
         on_step("on")
         applied = await supply.output(channel, True)
-        reading, peak = await _settle(supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep)
+        reading, peak, energy = await _settle(supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep)
     except BaseException as failure:
         on_step("abort")
         # Shielded: a Ctrl-C during the start must not leave the output on.
@@ -379,7 +383,7 @@ async def power_on(
             failure.add_note(f"and switching off failed too: {second}")
         raise
     on_step("settled")
-    return PoweredOn(applied.acknowledged_s, reading.time_s, reading, peak, tuple(sorted(waived)))
+    return PoweredOn(applied.acknowledged_s, reading.time_s, reading, peak, energy, tuple(sorted(waived)))
 
 
 async def power_off(
@@ -475,12 +479,14 @@ async def _settle(
     on_s: float,
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
-) -> tuple[Reading, float]:
-    """Inrush window, then the voltage must be within tolerance; (last reading, highest current seen)."""
-    peak = 0.0
+) -> tuple[Reading, float, float]:
+    """Inrush window, then the voltage must be within tolerance; (last reading, highest current, energy since on)."""
+    peak, energy, before_s, before_w = 0.0, 0.0, on_s, 0.0
     while True:
         reading = await supply.measure(channel)
         peak = max(peak, reading.current_a)
+        energy += 0.5 * (reading.power_w + before_w) * max(0.0, reading.time_s - before_s)
+        before_s, before_w = reading.time_s, reading.power_w
         if not reading.output_on:
             trips = ", ".join(await supply.tripped(channel)) or "no protection reported"
             raise SafetyError(
@@ -492,7 +498,7 @@ async def _settle(
         elapsed = clock() - on_s
         in_tolerance = abs(reading.voltage_v - setpoint.voltage_v) <= envelope.on_tolerance_v
         if elapsed >= envelope.inrush_s and in_tolerance and not envelope.breach(reading):
-            return reading, peak
+            return reading, peak, energy
         if elapsed >= max(envelope.on_timeout_s, envelope.inrush_s):
             mode = await supply.regulation(channel)
             raise SafetyError(

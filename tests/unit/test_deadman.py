@@ -153,6 +153,9 @@ class Bench:
         self.lines.close()
         self.socket.close()
         end_session(self.daemon)
+        # Its output is still armed and its supply about to vanish: it would go on trying for minutes.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.deadman_pid, signal.SIGKILL)
 
 
 @pytest.fixture

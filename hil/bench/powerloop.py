@@ -1,0 +1,748 @@
+"""The power loop of one board: meter it, feed the battery model, let the bus follow, shed and restore the load.
+
+One task owns the channel. Each tick measures, integrates energy from the raw samples, and without a flight does no
+more than that and beat. With a flight the filtered current drives the power system's model over the mission time that
+passed, and the model's bus voltage becomes the supply's set point. Voltage steps are limited by the board's slew. The
+load is shed by a real power cut.
+
+Whatever goes wrong ends in the safe state: output off, verified, told as an event, and the error goes to the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from hil.bench import safety
+from hil.bench.deadman import ArmedOutput
+from hil.bench.safety import Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
+from hil.drivers.scpi import InstrumentError, Supply
+from hil.errors import BenchError, SafetyError, UsageError
+from hil.model import Reading, Setpoint
+
+GAIN_LIMIT = 0.5
+State = Literal["off", "on", "shed", "tripped"]
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+# ------------------------------------------------------------------------------------------- what the loop needs
+class EpsStateLike(Protocol):
+    """The part of `hil.mission.eps.EpsState` that the loop reads."""
+
+    @property
+    def soc(self) -> float: ...
+    @property
+    def bus_voltage_v(self) -> float: ...
+    @property
+    def battery_power_w(self) -> float: ...
+    @property
+    def array_used_w(self) -> float: ...
+    @property
+    def collapsed(self) -> bool: ...
+
+
+class EpsLike(Protocol):
+    """`hil.mission.eps.EpsModel`: mission seconds and watts in, state out; `gain` is the loop's own feedback."""
+
+    @property
+    def state(self) -> EpsStateLike: ...
+
+    def step(self, dt_s: float, board_w: float, array_w: float) -> EpsStateLike: ...
+
+    def gain(self, board_w: float) -> float: ...
+
+
+class ClockLike(Protocol):
+    """`hil.mission.clock.MissionClock`."""
+
+    @property
+    def rate(self) -> float: ...
+
+    def mission_s(self, wall_s: float) -> float: ...
+
+
+class ShedLike(Protocol):
+    """`hil.mission.eps.ShedConfig`: hold in mission seconds, dwell in wall seconds."""
+
+    @property
+    def shed_v(self) -> float: ...
+    @property
+    def hold_s(self) -> float: ...
+    @property
+    def restore_v(self) -> float: ...
+    @property
+    def restore_soc(self) -> float: ...
+    @property
+    def dwell_s(self) -> float: ...
+
+
+class Heartbeat(Protocol):
+    """`hil.bench.deadman.Deadman`."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def beat(self, source: str) -> None: ...
+
+    async def arm(self, output: ArmedOutput) -> None: ...
+
+    async def disarm(self, intent: Intent) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What closes the loop. `array_w` and `sunlit` are functions of mission seconds.
+
+    `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight.
+    `period_max_s`: the slowest loop the mission accepts, wall seconds.
+    """
+
+    eps: EpsLike
+    clock: ClockLike
+    array_w: Callable[[float], float]
+    sunlit: Callable[[float], float]
+    current_limit_a: float
+    planned_w: float
+    shed: ShedLike | None = None
+    period_max_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PowerSample:
+    """One tick. Volts, amperes, watts and joules are measured at the supply; None without a flight.
+
+    `energy_j` integrates over wall time and is what tokens are divided by; `mission_energy_j` over mission time.
+    `bus_voltage_v`, `soc`, `array_w`, `array_used_w`, `battery_w` and `gain` are the model's.
+    """
+
+    t_mono: float
+    board: str
+    state: State
+    voltage_set_v: float
+    current_limit_a: float
+    voltage_v: float
+    current_a: float
+    power_w: float
+    energy_j: float
+    mission_energy_j: float
+    lateness_s: float
+    t_mission: float | None = None
+    rate: float | None = None
+    soc: float | None = None
+    bus_voltage_v: float | None = None
+    array_w: float | None = None
+    array_used_w: float | None = None
+    battery_w: float | None = None
+    sunlit: float | None = None
+    gain: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Column names and values of the recorder's `power` table."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Times of the loop, wall seconds. `filter_s` is the time constant of the fed-back current."""
+
+    period_min_s: float = 0.1
+    filter_s: float = 0.3
+    stale_s: float = 2.0
+    breach_s: float = 0.2
+    overrun_s: float = 0.25
+    pulse_s: float = 0.2
+    step_budget_s: float = 4.0  # an await that takes longer than this counts as hung: the heartbeat stops
+    off_timeout_s: float = 5.0
+
+
+@dataclass(slots=True)
+class _Command:
+    kind: Literal["on", "off"]
+    setpoint: Setpoint | None
+    done: asyncio.Future[Any]
+    how: str
+
+
+class PowerLoop:
+    """Owns one channel for one board. `run` is its task; everybody else calls `request_on`, `request_off`, `attach`."""
+
+    def __init__(
+        self,
+        board: str,
+        supply: Supply,
+        channel: int,
+        envelope: Envelope,
+        journal: IntentJournal,
+        intent: Intent,
+        heartbeat: Heartbeat,
+        nominal: Setpoint,
+        *,
+        on_sample: Callable[[PowerSample], None],
+        on_event: OnEvent,
+        consent: frozenset[str] = frozenset(),
+        tuning: Tuning | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.board = board
+        self.state: State = "off"
+        self.overruns = 0
+        self.last: PowerSample | None = None
+        self.period_s = (tuning or Tuning()).period_min_s
+        self._supply = supply
+        self._channel = channel
+        self._envelope = envelope
+        self._journal = journal
+        self._intent = intent
+        self._heartbeat = heartbeat
+        self._nominal = nominal
+        self._on_sample = on_sample
+        self._on_event = on_event
+        self._consent = consent
+        self._tuning = tuning or Tuning()
+        self._clock = clock
+        self._commands: asyncio.Queue[_Command] = asyncio.Queue()
+        self._flight: Flight | None = None
+        self._set = nominal
+        self._energized = False  # an output that may be on, whatever the state is called
+        self._off_verified_s: float | None = None
+        self._alive_until_s = 0.0
+        self._exchange_s: deque[float] = deque(maxlen=50)
+        self._lost = False
+        self._previous: Reading | None = None
+        self._filtered_a = 0.0
+        self._fresh_s = clock()
+        self._breach_since_s: float | None = None
+        self._gain = 0.0
+        self._foreign = False
+        self._setpoint_late_s = 0.0
+        self._energy_j = 0.0
+        self._mission_energy_j = 0.0
+        self._low_since_mission_s: float | None = None
+        self._mission_s: float | None = None
+        self._running = False
+
+    # ---------------------------------------------------------------------------------------------- for others
+    @property
+    def flight(self) -> Flight | None:
+        return self._flight
+
+    async def request_on(self, setpoint: Setpoint | None = None) -> PoweredOn:
+        """Run the start sequence; returns when the board has its voltage. In a flight the bus voltage decides.
+
+        Raises what `safety.power_on` raises, UsageError when it is on already, BenchError when the load is shed.
+        """
+        result: PoweredOn = await self._request("on", setpoint, "requested")
+        return result
+
+    async def request_off(self, how: str = "requested") -> PoweredOff:
+        """Output off, verified by measurement. Also ends the wait of a shed load for its restore."""
+        result: PoweredOff = await self._request("off", None, how)
+        return result
+
+    def attach(self, flight: Flight) -> None:
+        """Close the loop. UsageError when the mission cannot be flown so: gain above 0.5, loop too slow, limits."""
+        gain = flight.eps.gain(flight.planned_w)
+        if not gain <= GAIN_LIMIT:
+            raise UsageError(
+                f"{self.board}: the power loop's gain would be {gain:.2f}, more than {GAIN_LIMIT}",
+                hint="lower the battery's resistance or raise its voltage; a soft source needs a hardware simulator",
+            )
+        if self.period_s > flight.period_max_s:
+            raise UsageError(
+                f"{self.board}: the supply allows a loop of {self.period_s:.3f} s, the mission needs "
+                f"{flight.period_max_s:.3f} s",
+                hint="use a faster supply, or a slower mission clock",
+            )
+        bus_v = flight.eps.state.bus_voltage_v
+        self._envelope.check(Setpoint(bus_v, flight.current_limit_a))
+        self._flight = flight
+        self._low_since_mission_s = None
+        self._mission_s = flight.clock.mission_s(self._clock())
+
+    def detach(self) -> None:
+        """Open the loop: the set point stays where it is, metering goes on. A shed load stays off."""
+        self._flight = None
+        if self.state == "shed":
+            self.state = "off"
+
+    def advance_model(
+        self,
+        dt_mission_s: float,
+        array_w: Callable[[float], float],
+        assumed_board_w: float,
+        steps: int,
+    ) -> EpsStateLike:
+        """Advance the battery by a skipped span, by model alone, and say so in a `model_advanced` event.
+
+        `array_w` takes seconds since the start of the span. Call it in the same turn of the event loop as the clock's
+        `skip_to`, without an await between, or the span would count twice. Returns the state at its end.
+        """
+        flight = self._flight
+        if flight is None:
+            raise UsageError(f"{self.board} is not in a flight")
+        if not (math.isfinite(dt_mission_s) and dt_mission_s >= 0 and steps >= 1):
+            raise UsageError(f"cannot advance the model by {dt_mission_s!r} s in {steps} steps")
+        dt_s = dt_mission_s / steps
+        lowest_v = math.inf
+        state = flight.eps.state
+        for index in range(steps):
+            state = flight.eps.step(dt_s, assumed_board_w, array_w((index + 0.5) * dt_s))
+            lowest_v = min(lowest_v, state.bus_voltage_v)
+        self._mission_s = flight.clock.mission_s(self._clock())
+        self._low_since_mission_s = None
+        self._tell(
+            "model_advanced",
+            label="modelled",
+            dt_mission_s=dt_mission_s,
+            assumed_board_w=assumed_board_w,
+            soc=state.soc,
+            bus_voltage_v=state.bus_voltage_v,
+            lowest_bus_voltage_v=lowest_v,
+        )
+        return state
+
+    # ------------------------------------------------------------------------------------------------- the task
+    async def run(self) -> None:
+        """Loop until cancelled. Leaves with the output verified off, or raises SafetyError that says it is not."""
+        self._running = True
+        self._live()
+        pulse = asyncio.create_task(self._pulse(), name=f"pulse-{self.board}")
+        try:
+            await self._calibrate()
+            await self._loop()
+        except BaseException as failure:
+            await self._safe_state(failure)
+            raise
+        finally:
+            self._running = False
+            pulse.cancel()
+            self._refuse_waiting()
+
+    async def _loop(self) -> None:
+        due_s = self._clock()
+        while True:
+            command = await self._wait(due_s)
+            self._live()
+            if command is not None:
+                await self._obey(command)
+                due_s = self._clock()
+                continue
+            await self._tick(due_s, max(0.0, self._clock() - due_s))
+            due_s = max(due_s + self.period_s, self._clock())
+
+    async def _wait(self, due_s: float) -> _Command | None:
+        if not self._commands.empty():
+            return self._commands.get_nowait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, due_s - self._clock())):
+                return await self._commands.get()
+        return None
+
+    async def _calibrate(self) -> None:
+        """Measure the exchange set before anybody relies on the period; also the first contact with the supply."""
+        await self._supply.open()
+        for _ in range(5):
+            self._live()
+            reading = await self._supply.measure(self._channel)
+            # A write with its read-back costs as many exchanges as a measurement: assume twice until measured.
+            self._exchange_s.append(2 * reading.exchange_s)
+        self._adapt()
+
+    def _adapt(self) -> None:
+        typical = sorted(self._exchange_s)[int(0.9 * (len(self._exchange_s) - 1))]
+        self.period_s = max(self._tuning.period_min_s, 1.5 * typical)
+
+    # ------------------------------------------------------------------------------------------------- one tick
+    async def _tick(self, due_s: float, lateness_s: float) -> None:
+        started, state, self._setpoint_late_s = self._clock(), self.state, 0.0
+        self._check_heartbeat()
+        reading = await self._measure()
+        if reading is None:
+            return
+        self._account(reading)
+        if self._energized and not reading.output_on:
+            await self._on_trip(reading)
+        elif self._energized:
+            await self._watch_envelope(reading)
+        else:
+            self._watch_foreign(reading)
+        if self._flight is not None:
+            await self._fly(self._flight, reading, due_s)
+        if self.state == state:  # a switching sequence says nothing about the exchange set
+            self._exchange_s.append(self._clock() - started)
+            self._adapt()
+        lateness_s = max(lateness_s, self._setpoint_late_s)
+        if lateness_s > self._tuning.overrun_s:
+            self.overruns += 1
+            self._tell("overrun", lateness_s=lateness_s, period_s=self.period_s)
+        self._emit(reading, lateness_s)
+
+    async def _measure(self) -> Reading | None:
+        """A reading, or None when the supply did not answer this time; SafetyError when that lasts while it is on."""
+        try:
+            reading = await self._supply.measure(self._channel)
+        except InstrumentError as error:
+            if not self._lost:
+                self._lost = True
+                self._tell("sample_lost", error=error.message)
+            age = self._clock() - self._fresh_s
+            if self._energized and age > self._tuning.stale_s:
+                raise SafetyError(
+                    f"{self.board}: no measurement for {age:.1f} s while the output is on: {error.message}",
+                    hint="check the supply and its network; the board was switched off",
+                ) from error
+            return None
+        if self._lost:
+            self._lost = False
+            self._tell("sample_back", gap_s=self._clock() - self._fresh_s)
+        self._fresh_s = self._clock()
+        return reading
+
+    def _account(self, reading: Reading) -> None:
+        """Energy by trapezoid from raw samples; the fed-back current through one pole."""
+        if self._previous is not None:
+            dt = reading.time_s - self._previous.time_s
+            self._add_energy(0.5 * (reading.power_w + self._previous.power_w) * dt)
+            share = 1.0 - math.exp(-dt / self._tuning.filter_s)
+            self._filtered_a += share * (reading.current_a - self._filtered_a)
+        else:
+            self._filtered_a = reading.current_a
+        self._previous = reading
+
+    async def _on_trip(self, reading: Reading) -> None:
+        trips = await self._supply.tripped(self._channel)
+        recovery = self._supply.recovery
+        self._tell(
+            "tripped",
+            protections=list(trips),
+            cause=", ".join(trips) or "the output went off by itself",
+            voltage_v=reading.voltage_v,
+            reopened=recovery is not None and self._channel in recovery.changed,
+        )
+        await self._cut("tripped", "tripped")
+
+    async def _watch_envelope(self, reading: Reading) -> None:
+        breach = self._envelope.breach(reading)
+        if not breach:
+            self._breach_since_s = None
+            return
+        if self._breach_since_s is None:
+            self._breach_since_s = reading.time_s
+        if reading.time_s - self._breach_since_s >= self._tuning.breach_s:
+            self._tell("envelope_breach", cause=breach, voltage_v=reading.voltage_v, current_a=reading.current_a)
+            await self._cut("tripped", f"outside the envelope: {breach}")
+
+    def _watch_foreign(self, reading: Reading) -> None:
+        """Somebody else switched this channel on: said once, not touched. The start sequence refuses it too."""
+        if reading.output_on and not self._foreign:
+            self._tell("foreign_output", voltage_v=reading.voltage_v, current_a=reading.current_a)
+        self._foreign = reading.output_on
+
+    # -------------------------------------------------------------------------------------------- with a flight
+    async def _fly(self, flight: Flight, reading: Reading, due_s: float) -> None:
+        now = self._clock()
+        mission_s = flight.clock.mission_s(now)
+        dt_s = max(0.0, mission_s - (self._mission_s if self._mission_s is not None else mission_s))
+        self._mission_s = mission_s
+        board_w = max(0.0, self._filtered_a * reading.voltage_v) if self._energized else 0.0
+        state = flight.eps.step(dt_s, board_w, max(0.0, flight.array_w(mission_s)))
+        self._gain = flight.eps.gain(board_w)
+        if self.state == "on":
+            await self._follow(flight, state, mission_s, due_s)
+        elif self.state == "shed":
+            await self._maybe_restore(flight, state)
+
+    async def _follow(self, flight: Flight, state: EpsStateLike, mission_s: float, due_s: float) -> None:
+        cause = self._shed_cause(flight, state, mission_s)
+        if self._gain > GAIN_LIMIT:
+            self._tell("run_invalid", cause=f"loop gain {self._gain:.2f} above {GAIN_LIMIT}", gain=self._gain)
+            cause = "loop gain"
+        if cause:
+            await self._shed(flight, state, cause)
+            return
+        wanted = Setpoint(state.bus_voltage_v, flight.current_limit_a)
+        self._envelope.check(wanted)
+        limits = self._supply.capabilities.channels[self._channel]
+        step_v = self._envelope.slew_v_per_s * self.period_s
+        change_v = wanted.voltage_v - self._set.voltage_v
+        if abs(change_v) > step_v:
+            self._tell("slew_limited", wanted_v=wanted.voltage_v, present_v=self._set.voltage_v)
+            wanted = Setpoint(self._set.voltage_v + math.copysign(step_v, change_v), wanted.current_limit_a)
+        if (
+            abs(wanted.voltage_v - self._set.voltage_v) >= limits.voltage_step_v
+            or abs(wanted.current_limit_a - self._set.current_limit_a) >= limits.current_step_a
+        ):
+            try:
+                applied = await self._supply.program(self._channel, wanted, due_s)
+            except InstrumentError as error:
+                # Whether it arrived is unknown: the next tick measures, compares and writes again.
+                self._tell("setpoint_lost", error=error.message, wanted_v=wanted.voltage_v)
+                return
+            self._set = wanted
+            self._setpoint_late_s = applied.lateness_s
+
+    def _shed_cause(self, flight: Flight, state: EpsStateLike, mission_s: float) -> str:
+        if state.collapsed:
+            return "bus collapse"
+        if state.bus_voltage_v < self._envelope.voltage_min_v:
+            return "bus below the board's minimum"
+        rule = flight.shed
+        if rule is None or state.bus_voltage_v >= rule.shed_v:
+            self._low_since_mission_s = None
+            return ""
+        if self._low_since_mission_s is None:
+            self._low_since_mission_s = mission_s
+        return "bus below its shed voltage" if mission_s - self._low_since_mission_s >= rule.hold_s else ""
+
+    async def _shed(self, flight: Flight, state: EpsStateLike, cause: str) -> None:
+        self._low_since_mission_s = None
+        off = await self._cut("shed", cause)
+        self._tell(
+            "load_shed",
+            cause=cause,
+            bus_voltage_v=state.bus_voltage_v,
+            soc=state.soc,
+            shed_v=flight.shed.shed_v if flight.shed else None,
+            off_mono=off.off_s,
+            verified_mono=off.verified_s,
+            verified_v=off.reading.voltage_v,
+        )
+
+    async def _maybe_restore(self, flight: Flight, state: EpsStateLike) -> None:
+        rule = flight.shed
+        if rule is None or state.collapsed or self._off_verified_s is None:
+            return
+        rested_s = self._clock() - self._off_verified_s
+        if state.soc < rule.restore_soc or state.bus_voltage_v < rule.restore_v or rested_s < rule.dwell_s:
+            return
+        self._tell("load_restoring", bus_voltage_v=state.bus_voltage_v, soc=state.soc, rested_s=rested_s)
+        on = await self._power_on(Setpoint(state.bus_voltage_v, flight.current_limit_a))
+        self._tell(
+            "load_restored",
+            bus_voltage_v=state.bus_voltage_v,
+            soc=state.soc,
+            rested_s=rested_s,
+            on_mono=on.on_s,
+            peak_a=on.peak_a,
+        )
+
+    # ------------------------------------------------------------------------------------------------- switching
+    async def _obey(self, command: _Command) -> None:
+        try:
+            result: PoweredOn | PoweredOff
+            if command.kind == "off":
+                result = await self._switch_off(command.how)
+            else:
+                result = await self._switch_on(command.setpoint)
+        except BaseException as error:
+            if not command.done.done():
+                command.done.set_exception(
+                    BenchError(f"{self.board}: the power loop is ending")
+                    if isinstance(error, asyncio.CancelledError)
+                    else error
+                )
+            # A refused or failed start that ended with the output off is the caller's; all else ends the loop too.
+            if not isinstance(error, UsageError | BenchError) or self._energized:
+                raise
+        else:
+            if not command.done.done():
+                command.done.set_result(result)
+
+    async def _switch_on(self, setpoint: Setpoint | None) -> PoweredOn:
+        if self.state == "on":
+            raise UsageError(f"{self.board} is on already", hint="switch it off first, or use a power cycle")
+        if self.state == "shed":
+            raise BenchError(
+                f"{self.board}: its load is shed by the mission's power system",
+                hint="wait until the battery restores it, or end the flight",
+            )
+        if self._flight is not None:
+            bus_v = self._flight.eps.state.bus_voltage_v
+            setpoint = Setpoint(bus_v, self._flight.current_limit_a)
+        on = await self._power_on(setpoint or self._nominal)
+        self._tell(
+            "board_on", voltage_v=on.reading.voltage_v, peak_a=on.peak_a, on_mono=on.on_s, waived=list(on.waived)
+        )
+        return on
+
+    async def _power_on(self, setpoint: Setpoint) -> PoweredOn:
+        self._check_heartbeat(starting=True)
+        try:
+            on = await safety.power_on(
+                self._supply,
+                self._channel,
+                self._envelope,
+                setpoint,
+                self._journal,
+                self._intent,
+                off_since_s=self._off_verified_s,
+                consent=self._consent,
+                armed=self._arm,
+                clock=self._clock,
+                sleep=self._nap,
+            )
+        except BaseException as error:
+            if self._energized and not self._journal_open():
+                self._energized = False
+                self._off_verified_s = self._clock()
+                with contextlib.suppress(SafetyError):
+                    await self._heartbeat.disarm(self._intent)
+            if isinstance(error, BenchError):
+                self._tell("power_on_failed", error=error.message)
+            raise
+        self.state, self._set = "on", setpoint
+        self._add_energy(on.energy_j)
+        self._forget(on.reading)
+        self._low_since_mission_s = None
+        return on
+
+    async def _arm(self) -> None:
+        self._energized = True
+        await self._heartbeat.arm(ArmedOutput(self.board, self._intent))
+
+    async def _switch_off(self, how: str) -> PoweredOff:
+        off = await self._cut("off", how)
+        self._tell(
+            "board_off", how=how, off_mono=off.off_s, verified_mono=off.verified_s, verified_v=off.reading.voltage_v
+        )
+        return off
+
+    async def _cut(self, state: State, how: str) -> PoweredOff:
+        """Output off, verified, journal closed, dead-man disarmed; then the loop is in `state`."""
+        off = await safety.power_off(
+            self._supply,
+            self._channel,
+            self._envelope,
+            self._journal,
+            self._intent,
+            how=how,
+            timeout_s=self._tuning.off_timeout_s,
+            clock=self._clock,
+            sleep=self._nap,
+        )
+        if self._previous is not None:  # from the last sample to the cut the board drew what it drew
+            self._add_energy(self._previous.power_w * max(0.0, off.off_s - self._previous.time_s))
+        self.state, self._energized = state, False
+        self._off_verified_s = off.verified_s
+        self._forget(off.reading)
+        await self._heartbeat.disarm(self._intent)
+        return off
+
+    async def _safe_state(self, failure: BaseException) -> None:
+        """Best effort to end with the output off, even while this task is being cancelled."""
+        reason = f"{type(failure).__name__}: {failure}"
+        if not self._energized:
+            self._tell("safe_state", reason=reason, output="was off", verified=True)
+            return
+        cut = asyncio.ensure_future(self._cut("off", f"safe state ({type(failure).__name__})"))
+        while not cut.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((cut,))
+        error = cut.exception()
+        if error is not None and self._energized:
+            # Not disarmed: when this process goes, the dead-man keeps trying.
+            failure.add_note(f"and the safe state was not reached: {error}")
+        self._tell(
+            "safe_state",
+            reason=reason,
+            output="off" if not self._energized else f"unverified: {error}",
+            verified=not self._energized,
+        )
+
+    # --------------------------------------------------------------------------------------------------- helpers
+    async def _request(self, kind: Literal["on", "off"], setpoint: Setpoint | None, how: str) -> Any:
+        if not self._running:
+            raise BenchError(f"{self.board}: its power loop does not run")
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._commands.put_nowait(_Command(kind, setpoint, done, how))
+        return await done
+
+    def _refuse_waiting(self) -> None:
+        while not self._commands.empty():
+            command = self._commands.get_nowait()
+            if not command.done.done():
+                command.done.set_exception(BenchError(f"{self.board}: the power loop has ended"))
+
+    def _check_heartbeat(self, *, starting: bool = False) -> None:
+        if (starting or self._energized) and not self._heartbeat.alive:
+            raise SafetyError(
+                f"{self.board}: the dead-man process is gone" + ("" if starting else " while the output is on"),
+                hint="restart the bench daemon; its log says why the dead-man ended",
+            )
+
+    def _live(self) -> None:
+        """The loop made progress: the heartbeat may go on for one step's budget."""
+        self._alive_until_s = self._clock() + self._tuning.step_budget_s
+        self._heartbeat.beat(self.board)
+
+    async def _pulse(self) -> None:
+        """Beat while the loop waits for a slow instrument, but not for a loop that hangs."""
+        while True:
+            if self._clock() < self._alive_until_s:
+                self._heartbeat.beat(self.board)
+            await asyncio.sleep(self._tuning.pulse_s)
+
+    async def _nap(self, seconds: float) -> None:
+        self._live()
+        await asyncio.sleep(seconds)
+
+    def _journal_open(self) -> bool:
+        return self._intent.key in {item.key for item in self._journal.open_intents()}
+
+    def _add_energy(self, joules: float) -> None:
+        """Wall joules; in mission time at the present rate (a skip is the model's, not a measurement's)."""
+        self._energy_j += joules
+        if self._flight is not None:
+            self._mission_energy_j += joules * self._flight.clock.rate
+
+    def _forget(self, reading: Reading | None = None) -> None:
+        """Start metering anew from `reading`: the span of a switching sequence is not interpolated over."""
+        self._previous = reading
+        self._filtered_a = reading.current_a if reading else 0.0
+        self._fresh_s = self._clock()
+        self._breach_since_s = None
+        self._gain = 0.0
+
+    def _tell(self, kind: str, **data: Any) -> None:
+        self._on_event(kind, {"board": self.board, **data})
+
+    def _emit(self, reading: Reading, lateness_s: float) -> None:
+        flight = self._flight
+        basic = PowerSample(
+            t_mono=reading.time_s,
+            board=self.board,
+            state=self.state,
+            voltage_set_v=self._set.voltage_v,
+            current_limit_a=self._set.current_limit_a,
+            voltage_v=reading.voltage_v,
+            current_a=reading.current_a,
+            power_w=reading.power_w,
+            energy_j=self._energy_j,
+            mission_energy_j=self._mission_energy_j,
+            lateness_s=lateness_s,
+        )
+        if flight is not None:
+            mission_s = self._mission_s if self._mission_s is not None else flight.clock.mission_s(reading.time_s)
+            state = flight.eps.state
+            basic = PowerSample(
+                **{
+                    **asdict(basic),
+                    "t_mission": mission_s,
+                    "rate": flight.clock.rate,
+                    "soc": state.soc,
+                    "bus_voltage_v": state.bus_voltage_v,
+                    "array_w": flight.array_w(mission_s),
+                    "array_used_w": state.array_used_w,
+                    "battery_w": state.battery_power_w,
+                    "sunlit": flight.sunlit(mission_s),
+                    "gain": self._gain,
+                }
+            )
+        self.last = basic
+        self._on_sample(basic)
