@@ -333,8 +333,10 @@ class PowerLoop:
                 await self._obey(command)
                 due_s = self._clock()
                 continue
-            await self._tick(due_s, max(0.0, self._clock() - due_s))
-            due_s = max(due_s + self.period_s, self._clock())
+            lateness_s = max(0.0, self._clock() - due_s)
+            await self._tick(due_s, lateness_s)
+            # A late tick is told as such, then the grid starts anew: never a burst of ticks to catch up.
+            due_s += self.period_s + (lateness_s if lateness_s > self.period_s else 0.0)
 
     async def _wait(self, due_s: float) -> _Command | None:
         if not self._commands.empty():

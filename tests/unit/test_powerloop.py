@@ -1,0 +1,507 @@
+"""The power loop against the virtual supply: metering, following the bus, shedding and restoring, every way to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hil.bench.deadman import ArmedOutput
+from hil.bench.powerloop import Flight, PowerLoop, PowerSample, Tuning
+from hil.bench.safety import Envelope, Intent, IntentJournal
+from hil.drivers.scpi import ScpiSupply
+from hil.errors import BenchError, SafetyError, UsageError
+from hil.mission.clock import MissionClock
+from hil.mission.eps import EpsConfig, EpsModel, ShedConfig
+from hil.model import Setpoint
+from hil.virtual.supply import Fault, Load, RecordedLoad, ResistiveLoad, VirtualSupply
+
+ENVELOPE = Envelope(
+    voltage_min_v=9.0,
+    voltage_max_v=19.0,
+    current_max_a=2.5,
+    power_max_w=30.0,
+    overvoltage_protection_v=20.0,
+    overcurrent_protection_a=2.8,
+    inrush_s=0.02,
+    slew_v_per_s=500.0,
+    off_dwell_s=0.05,
+    on_timeout_s=0.4,
+)
+FAST = Tuning(period_min_s=0.02, filter_s=0.02, stale_s=0.5, breach_s=0.05, pulse_s=0.05, off_timeout_s=1.0)
+
+
+class FakeDeadman:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.beats: list[float] = []
+        self.armed: set[tuple[str, int]] = set()
+
+    def beat(self, source: str) -> None:
+        self.beats.append(time.monotonic())
+
+    async def arm(self, output: ArmedOutput) -> None:
+        self.armed.add(output.intent.key)
+
+    async def disarm(self, intent: Intent) -> None:
+        self.armed.discard(intent.key)
+
+
+@dataclass
+class Rig:
+    """A running loop and everything around it."""
+
+    virtual: VirtualSupply
+    loop: PowerLoop
+    task: asyncio.Task[None]
+    deadman: FakeDeadman
+    journal: IntentJournal
+    samples: list[PowerSample]
+    events: list[tuple[str, dict[str, Any]]]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [data for name, data in self.events if name == kind]
+
+    @property
+    def is_on(self) -> bool:
+        return self.virtual.instrument.channels[1].output_on
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 8.0) -> None:
+        """Run until `condition`; fails when the loop ended or time is up."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"never happened; events: {self.events}"
+            await asyncio.sleep(0.005)
+
+    async def ended(self) -> BaseException | None:
+        await asyncio.wait((self.task,), timeout=8)
+        assert self.task.done()
+        return None if self.task.cancelled() else self.task.exception()
+
+
+def fly(
+    tmp_path: Path,
+    body: Callable[[Rig], Awaitable[None]],
+    load: Load | None = None,
+    envelope: Envelope = ENVELOPE,
+    tuning: Tuning = FAST,
+) -> Rig:
+    """Run `body` beside a loop; afterwards the loop is cancelled and the output must be off."""
+
+    async def steps() -> Rig:
+        async with VirtualSupply(loads={1: load or RecordedLoad(((0.0, 6.0),))}) as virtual:
+            address = f"tcp://127.0.0.1:{virtual.port}"
+            supply = ScpiSupply("rigol-dp800", address, timeout_s=0.2)
+            intent = Intent("vb1", address, "rigol-dp800", 1, 0.6)
+            journal = IntentJournal(tmp_path / "intent.jsonl")
+            samples: list[PowerSample] = []
+            events: list[tuple[str, dict[str, Any]]] = []
+            deadman = FakeDeadman()
+            loop = PowerLoop(
+                "vb1",
+                supply,
+                1,
+                envelope,
+                journal,
+                intent,
+                deadman,
+                Setpoint(15.0, 2.0),
+                on_sample=samples.append,
+                on_event=lambda kind, data: events.append((kind, data)),
+                tuning=tuning,
+            )
+            task = asyncio.create_task(loop.run())
+            rig = Rig(virtual, loop, task, deadman, journal, samples, events)
+            try:
+                await rig.until(lambda: samples or task.done())
+                await body(rig)
+            finally:
+                task.cancel()
+                await asyncio.wait((task,))
+                await supply.close()
+            return rig
+
+    return asyncio.run(steps())
+
+
+def battery(soc: float = 0.8, resistance_ohm: float = 0.1, capacity_ah: float = 0.05) -> EpsModel:
+    return EpsModel(
+        EpsConfig(
+            capacity_ah=capacity_ah, resistance_ohm=resistance_ohm, initial_soc=soc, cells_series=4, charge_max_c=20.0
+        )
+    )
+
+
+def flight(eps: EpsModel, rate: float = 1.0, array_w: float = 0.0, **changes: Any) -> Flight:
+    clock = MissionClock(wall_mono_s=time.monotonic(), rate=rate)
+    made = Flight(eps, clock, lambda t: array_w, lambda t: 0.0, current_limit_a=2.0, planned_w=15.0)
+    return replace(made, **changes)
+
+
+# --------------------------------------------------------------------------------------------------- without flight
+def test_metering_on_and_off_with_events_and_the_dead_man_armed_in_between(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        assert rig.is_on
+        assert rig.deadman.armed
+        await rig.until(lambda: rig.samples[-1].power_w == 6.0)
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 20)
+        await rig.loop.request_off()
+        assert not rig.is_on
+        assert not rig.deadman.armed
+        assert rig.journal.open_intents() == ()
+
+    rig = fly(tmp_path, body)
+    assert [kind for kind, _ in rig.events if kind.startswith("board")] == ["board_on", "board_off"]
+    on = [sample for sample in rig.samples if sample.state == "on" and sample.power_w == 6.0]
+    measured = on[-1].energy_j - on[0].energy_j
+    assert measured == pytest.approx(6.0 * (on[-1].t_mono - on[0].t_mono), rel=1e-6)
+    assert on[-1].t_mission is None
+    assert on[-1].row()["voltage_set_v"] == 15.0
+
+
+def test_cancelling_the_loop_ends_with_the_output_off(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        rig.task.cancel()
+        await rig.ended()
+        assert not rig.is_on
+        assert rig.of("safe_state")[0]["verified"] is True
+        assert rig.journal.open_intents() == ()
+        with pytest.raises(BenchError, match="does not run"):
+            await rig.loop.request_on()
+
+    fly(tmp_path, body)
+
+
+def test_switching_on_twice_is_refused(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        with pytest.raises(UsageError, match="on already"):
+            await rig.loop.request_on()
+        assert rig.is_on
+
+    fly(tmp_path, body)
+
+
+def test_a_failed_start_is_the_callers_and_the_loop_goes_on(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(SafetyError, match="CC"):
+            await rig.loop.request_on()
+        assert not rig.is_on
+        assert not rig.deadman.armed
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 3)
+        assert rig.loop.state == "off"
+
+    fly(tmp_path, body, ResistiveLoad(0.5))
+
+
+def test_a_trip_is_told_with_its_name_and_can_be_started_again(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 6.0), (0.3, 45.0), (0.8, 6.0)))
+
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.state == "tripped")
+        assert rig.of("tripped")[0]["protections"] == ["ocp"]
+        assert not rig.deadman.armed
+        load.profile = ((0.0, 6.0),)
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.samples[-1].state == "on")
+
+    fly(tmp_path, body, load, envelope=replace(ENVELOPE, overcurrent_protection_a=1.0))
+
+
+def test_leaving_the_envelope_for_long_enough_cuts(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.state == "tripped")
+        assert "12 W measured" in rig.of("envelope_breach")[0]["cause"]
+        assert not rig.is_on
+
+    load = RecordedLoad(((0.0, 6.0), (0.3, 12.0)))
+    fly(tmp_path, body, load, envelope=replace(ENVELOPE, power_max_w=10.0))
+
+
+def test_one_lost_sample_is_told_and_survived(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        rig.virtual.faults.append(Fault("silent", "MEAS:ALL"))
+        await rig.until(lambda: rig.of("sample_back"))
+        assert rig.loop.state == "on"
+        assert rig.is_on
+
+    fly(tmp_path, body)
+
+
+def test_a_supply_that_stays_silent_ends_the_loop_with_the_dead_man_still_armed(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        rig.virtual.faults.append(Fault("silent", r"\?", -1))
+        failure = await rig.ended()
+        assert isinstance(failure, SafetyError)
+        assert "no measurement" in failure.message
+        assert any("safe state was not reached" in note for note in failure.__notes__)
+        assert rig.of("safe_state")[0]["verified"] is False
+        assert rig.deadman.armed
+        assert len(rig.journal.open_intents()) == 1
+
+    fly(tmp_path, body, tuning=replace(FAST, stale_s=0.3))
+
+
+def test_a_refused_set_point_ends_in_the_safe_state(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery(), rate=10.0))
+        await rig.loop.request_on()
+        rig.virtual.faults.append(Fault("ignore", "SOUR1:VOLT [0-9]", -1))
+        failure = await rig.ended()
+        assert isinstance(failure, SafetyError)
+        assert "reads back" in failure.message
+        assert not rig.is_on
+        assert rig.of("safe_state")[0]["verified"] is True
+
+    fly(tmp_path, body)
+
+
+def test_a_dead_dead_man_ends_in_the_safe_state(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        rig.deadman.alive = False
+        failure = await rig.ended()
+        assert isinstance(failure, SafetyError)
+        assert "dead-man process is gone" in failure.message
+        assert not rig.is_on
+
+    fly(tmp_path, body)
+
+
+def test_a_hanging_step_stops_the_heartbeat(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        async def hang(ch: int) -> Any:
+            await asyncio.Event().wait()
+
+        rig.loop._supply.measure = hang  # type: ignore[method-assign]
+        await asyncio.sleep(1.0)
+        assert time.monotonic() - rig.deadman.beats[-1] > 0.4
+
+    fly(tmp_path, body, tuning=replace(FAST, step_budget_s=0.3))
+
+
+def test_an_output_switched_on_by_somebody_else_is_told_once_and_left_alone(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.instrument.execute(":APPL CH1,12,1;:OUTP CH1,ON")
+        await rig.until(lambda: rig.of("foreign_output"))
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 5)
+        assert len(rig.of("foreign_output")) == 1
+        assert rig.is_on
+
+    fly(tmp_path, body)
+
+
+def test_a_loop_that_cannot_keep_its_period_says_so(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(Fault("late", "MEAS:ALL", 1, delay_s=0.15))
+        await rig.until(lambda: rig.loop.overruns)
+        assert rig.of("overrun")[0]["lateness_s"] > 0.1
+
+    fly(tmp_path, body, tuning=replace(FAST, overrun_s=0.1))
+
+
+# ------------------------------------------------------------------------------------------------------ with flight
+def test_the_bus_voltage_follows_the_battery(tmp_path: Path) -> None:
+    eps = battery(soc=0.8)
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(eps, rate=30.0))
+        await rig.loop.request_on()
+        first = eps.state.bus_voltage_v
+        await rig.until(lambda: eps.state.bus_voltage_v < first - 0.3)
+        settled = rig.samples[-1]
+        assert settled.bus_voltage_v is not None
+        assert settled.voltage_set_v == pytest.approx(settled.bus_voltage_v, abs=0.0101)
+        assert settled.voltage_v == pytest.approx(settled.bus_voltage_v, abs=0.1)
+        assert settled.soc == eps.state.soc
+        assert settled.gain == pytest.approx(0.1 * 6.0 / settled.bus_voltage_v**2, rel=0.1)
+
+    rig = fly(tmp_path, body)
+    flown = [sample for sample in rig.samples if sample.rate == 30.0 and sample.state == "on"]
+    wall = flown[-1].energy_j - flown[0].energy_j
+    assert flown[-1].mission_energy_j - flown[0].mission_energy_j == pytest.approx(30.0 * wall, rel=1e-9)
+
+
+def test_the_ledger_of_the_model_agrees_with_the_metered_energy(tmp_path: Path) -> None:
+    eps = battery(soc=0.9, capacity_ah=0.5)
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(eps, rate=20.0))
+        await rig.loop.request_on()
+        start = rig.loop.last
+        assert start is not None
+        delivered, metered = eps.ledger.delivered_j, rig.samples[-1].mission_energy_j
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 50)
+        model_j = eps.ledger.delivered_j - delivered
+        meter_j = rig.samples[-1].mission_energy_j - metered
+        assert model_j == pytest.approx(meter_j, rel=0.1)
+
+    fly(tmp_path, body)
+
+
+def test_the_load_is_shed_by_a_real_cut_and_restored_by_itself(tmp_path: Path) -> None:
+    eps = battery(soc=0.35, capacity_ah=0.02)
+    load = RecordedLoad(((0.0, 6.0),))
+    sun = {"w": 0.0}
+    rule = ShedConfig(shed_v=14.0, hold_s=2.0, restore_v=14.4, restore_soc=0.4, dwell_s=0.3)
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(replace(flight(eps, rate=20.0, shed=rule), array_w=lambda t: sun["w"]))
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.state == "shed")
+        assert not rig.is_on
+        assert not load.powered
+        assert not rig.deadman.armed
+        with pytest.raises(BenchError, match="shed by the mission"):
+            await rig.loop.request_on()
+        sun["w"] = 20.0
+        await rig.until(lambda: rig.loop.state == "on")
+        assert rig.is_on
+
+    rig = fly(tmp_path, body, load)
+    shed, restored = rig.of("load_shed")[0], rig.of("load_restored")[0]
+    assert shed["cause"] == "bus below its shed voltage"
+    assert shed["bus_voltage_v"] < 14.0
+    assert shed["verified_v"] < 0.6
+    assert restored["soc"] >= 0.4
+    assert restored["bus_voltage_v"] >= 14.4
+    assert restored["on_mono"] - shed["verified_mono"] >= 0.3
+    assert len(rig.of("load_shed")) == len(rig.of("load_restored")) == 1
+    assert {sample.state for sample in rig.samples} >= {"off", "on", "shed"}
+
+
+def test_a_short_dip_below_the_shed_voltage_is_held_out(tmp_path: Path) -> None:
+    eps = battery(soc=0.35, capacity_ah=1.0)
+    rule = ShedConfig(shed_v=14.35, hold_s=1000.0, restore_v=14.4, restore_soc=0.1, dwell_s=0.1)
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(eps, shed=rule))
+        await rig.loop.request_on()
+        await rig.until(lambda: (rig.samples[-1].bus_voltage_v or 99) < 14.6)
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 20)
+        assert rig.loop.state == "on"
+
+    fly(tmp_path, body)
+
+
+def test_a_collapsing_bus_is_shed_at_once(tmp_path: Path) -> None:
+    eps = battery(soc=0.03, capacity_ah=0.01)
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(eps, rate=100.0))
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.state == "shed")
+        assert rig.of("load_shed")[0]["cause"] == "bus collapse"
+
+    fly(tmp_path, body)
+
+
+def test_a_gain_above_half_is_refused_before_the_flight(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(UsageError, match="gain would be"):
+            rig.loop.attach(flight(battery(resistance_ohm=10.0)))
+        assert rig.loop.flight is None
+
+    fly(tmp_path, body)
+
+
+def test_a_gain_above_half_in_flight_sheds_and_invalidates(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery(soc=1.0, resistance_ohm=2.0, capacity_ah=5.0), planned_w=5.0))
+        rig.loop._flight = replace(rig.loop._flight, eps=Louder(rig.loop._flight.eps))  # type: ignore[arg-type, union-attr]
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.state == "shed")
+        assert rig.of("run_invalid")[0]["gain"] > 0.5
+        assert rig.of("load_shed")[0]["cause"] == "loop gain"
+
+    fly(tmp_path, body)
+
+
+class Louder:
+    """A model that finds out too late that its source is soft."""
+
+    def __init__(self, eps: EpsModel) -> None:
+        self._eps = eps
+
+    @property
+    def state(self) -> Any:
+        return self._eps.state
+
+    def step(self, dt_s: float, board_w: float, array_w: float) -> Any:
+        return self._eps.step(dt_s, board_w, array_w)
+
+    def gain(self, board_w: float) -> float:
+        return 0.7 if board_w > 1 else 0.0
+
+
+def test_a_mission_faster_than_the_supply_is_refused(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(UsageError, match="the supply allows a loop of"):
+            rig.loop.attach(flight(battery(), period_max_s=0.001))
+
+    fly(tmp_path, body)
+
+
+def test_a_bus_beyond_the_boards_limit_is_refused_before_the_flight(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        eps = EpsModel(EpsConfig(capacity_ah=1.0, cells_series=5, initial_soc=1.0))
+        with pytest.raises(SafetyError, match="outside the board's"):
+            rig.loop.attach(flight(eps))
+
+    fly(tmp_path, body)
+
+
+def test_voltage_steps_keep_the_slew_limit(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        rig.loop.attach(flight(battery(soc=0.3, capacity_ah=5.0)))  # 14.4 V; the board is at 15 V
+        await rig.until(lambda: rig.samples[-1].voltage_set_v < 14.5)
+
+    rig = fly(tmp_path, body, envelope=replace(ENVELOPE, slew_v_per_s=5.0))
+    assert rig.of("slew_limited")
+    sets = [sample.voltage_set_v for sample in rig.samples if sample.state == "on"]
+    steps = [abs(b - a) for a, b in pairwise(sets)]
+    assert max(steps) <= 5.0 * max(0.02, rig.loop.period_s) * 3 + 1e-9
+
+
+def test_a_skip_advances_the_model_once_and_says_that_it_is_modelled(tmp_path: Path) -> None:
+    eps = battery(soc=0.5, capacity_ah=5.0)
+
+    async def body(rig: Rig) -> None:
+        made = flight(eps)
+        rig.loop.attach(made)
+        await rig.loop.request_on()
+        before = eps.state.soc
+        assert isinstance(made.clock, MissionClock)
+        now = time.monotonic()
+        made.clock.skip_to(made.clock.mission_s(now) + 3600.0, now)
+        rig.loop.advance_model(3600.0, lambda t: 20.0 if t < 1800 else 0.0, assumed_board_w=6.0, steps=360)
+        after = eps.state.soc
+        seen = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > seen + 5)
+        assert abs(eps.state.soc - after) < 0.001
+        assert after != before
+        told = rig.of("model_advanced")[0]
+        assert (told["label"], told["assumed_board_w"]) == ("modelled", 6.0)
+        assert rig.samples[-1].mission_energy_j < 100
+
+    fly(tmp_path, body)
