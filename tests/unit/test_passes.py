@@ -154,6 +154,30 @@ def test_keep_current_stays_until_los_and_highest_follows_the_elevation() -> Non
     assert sum(len(c.spans) for c in climbing) >= sum(len(c.spans) for c in kept)
 
 
+def test_keep_current_is_not_lured_away_and_chooses_well_when_it_must() -> None:
+    e = ephemeris()
+    near = Station("near", 40.45, 116.86, mask_deg=25.0)  # rises high above a station that already serves
+    stations = (
+        *STATIONS,
+        near,
+        Station("urumqi", 43.8, 87.6),
+        Station("harbin", 45.8, 126.5),
+        Station("hanoi", 21, 105.8),
+    )
+    chosen_among_several = 0
+    for contact in contact_plan(e, stations, 0.0, 86_400.0):
+        for index, span in enumerate(contact.spans):
+            at = np.array([span.start_s + 1e-3])
+            seen = {station.name: e.look(station, at).elevation_deg[0] for station in stations}
+            visible = [station.name for station in stations if seen[station.name] >= station.mask_deg]
+            assert span.label == max(visible, key=lambda name: seen[name])
+            chosen_among_several += len(visible) > 1
+            if index:
+                before = contact.spans[index - 1].label
+                assert before not in visible
+    assert chosen_among_several >= 3
+
+
 def test_stations_that_share_a_name_are_refused() -> None:
     with pytest.raises(UsageError, match="share a name"):
         contact_plan(ephemeris(), (STATIONS[0], STATIONS[0]), 0.0, 100.0)
