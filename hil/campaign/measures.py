@@ -62,7 +62,7 @@ def _numbers(events: Iterable[Event], name: str) -> list[tuple[float, Event]]:
 def _extreme(pairs: Sequence[tuple[float, Event]], pick: Callable[..., Any], what: str) -> Measured:
     value, event = pick(pairs, key=lambda pair: pair[0])
     times = tuple(_span(item) for _, item in pairs)
-    return Measured(value, f"{what} of {len(pairs)} `{event.kind}` events, at mission time {_clock(event)}", times)
+    return Measured(value, f"{what} of {len(pairs)} ({event.kind}), at mission time {_clock(event.t_mission)}", times)
 
 
 def _span(event: Event) -> Span:
@@ -74,12 +74,15 @@ def _span(event: Event) -> Span:
     return derive.event_span(event)
 
 
-def _clock(event: Event) -> str:
-    return "unknown" if event.t_mission is None else f"{event.t_mission:.1f} s"
+def _clock(mission_s: float | None) -> str:
+    if mission_s is None or not np.isfinite(mission_s):
+        return "unknown"
+    whole = round(mission_s)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _count(events: Sequence[Event], what: str) -> Measured:
-    return Measured(float(len(events)), f"{len(events)} {what}", tuple(_span(event) for event in events))
+    return Measured(float(len(events)), f"{what}: {len(events)}", tuple(_span(event) for event in events))
 
 
 def _flown(record: Record) -> None:
@@ -123,7 +126,7 @@ def _upload_resent(record: Record) -> Measured:
     resent = [_resent(before, after) for before, after in pairwise(windows) if before["cut_by_los"]]
     if not resent:
         raise NoEvidence("no upload was cut by loss of signal and resumed")
-    return Measured(max(resent), f"bytes sent beyond where the next contact resumed, {len(resent)} cuts")
+    return Measured(max(resent), f"bytes sent beyond where the next contact resumed, cuts: {len(resent)}")
 
 
 def _resent(before: Event, after: Event) -> float:
@@ -155,7 +158,7 @@ def _activated_once(record: Record) -> Measured:
     wanted = record.meta.get("model_sha256") or record.provenance.get("model", {}).get("sha256")
     right = wanted is None or all(event["sha256"] == wanted for event in activated)
     after = bool(hashed) and all(event.t_mono >= hashed[0].t_mono for event in activated)
-    evidence = f"{len(activated)} activations, {'after' if after else 'NOT after'} the whole file's hash agreed"
+    evidence = f"activations: {len(activated)}, {'after' if after else 'NOT after'} the whole file's hash agreed"
     return Measured(len(activated) == 1 and right and after, evidence + ("" if right else ", of another file"))
 
 
@@ -240,7 +243,7 @@ def _mailbox_latency(record: Record) -> Measured:
 
 def _shed_count(record: Record) -> Measured:
     _flown(record)
-    return _count(record.of("load_shed"), "load sheds")
+    return _count(record.of("load_shed"), "load sheds in the journal")
 
 
 def _shed_voltage(pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:
@@ -250,7 +253,9 @@ def _shed_voltage(pick: Callable[..., Any], what: str) -> Callable[[Record], Mea
 def _bus_min(record: Record) -> Measured:
     volts = _samples(record, record.power.bus_voltage_v, "bus voltage")
     at = int(np.nanargmin(volts))
-    return Measured(float(volts[at]), f"lowest of {len(volts)} samples, at {record.power.t_mission[at]:.1f} s")
+    return Measured(
+        float(volts[at]), f"lowest of {len(volts)} samples, at mission time {_clock(record.power.t_mission[at])}"
+    )
 
 
 def _below_lockout(record: Record) -> Measured:
@@ -279,7 +284,7 @@ def _recover_boot(record: Record) -> Measured:
     if not restored:
         raise NoEvidence("the load was shed and never restored")
     late = [cut for cut in restored if not any(boot.t_mono > cut.t_mono for boot in boots)]
-    return Measured(not late, f"{len(shed)} sheds, {len(restored)} restored, {len(boots)} boots to login afterwards")
+    return Measured(not late, f"sheds: {len(shed)}, restored: {len(restored)}, boots to login afterwards: {len(boots)}")
 
 
 def _recover_answer(record: Record) -> Measured:
@@ -305,7 +310,9 @@ def _off_verified(record: Record) -> Measured:
 def _power_max(record: Record) -> Measured:
     watts = _samples(record, record.power.power_w, "power")
     at = int(np.nanargmax(watts))
-    return Measured(float(watts[at]), f"highest of {len(watts)} samples, at {record.power.t_mission[at]:.1f} s")
+    return Measured(
+        float(watts[at]), f"highest of {len(watts)} samples, at mission time {_clock(record.power.t_mission[at])}"
+    )
 
 
 def _mean(record: Record, chosen: Any, what: str) -> tuple[float, int]:

@@ -1,0 +1,493 @@
+"""`report.html`: one self-contained page about a run, opens offline, holds no number that is not in the record."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from hil.campaign import derive, plot, verdict
+from hil.campaign.measures import MEASURES, NoEvidence
+from hil.campaign.plot import Axis, Band, Panel, Series, Track
+from hil.campaign.record import Event, Floats, Record, spans
+from hil.inference import metrics
+from hil.inventory.mission import MissionFile
+from hil.model import Criterion, Direction, Span, VerdictFile
+
+_MEANING = {
+    "pass": "every criterion was measured and kept",
+    "fail": "at least one criterion was broken, or the board misbehaved",
+    "infra": "the bench broke: this says nothing about the board",
+    "invalid": "the bench could not measure what a criterion demands",
+    "missing": "the record lacks evidence that a criterion needs",
+}
+_EPS_NOTE = "computed by the satellite's power model from the measured board power"
+
+
+def write(path: Path, record: Record, judged: VerdictFile) -> None:
+    """Write the report of a run whole or not at all."""
+    mission = verdict.mission_of(record.directory)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(render(record, judged, mission), encoding="utf-8")
+    os.replace(part, path)
+
+
+def render(record: Record, judged: VerdictFile, mission: MissionFile) -> str:
+    """The page as text."""
+    template = resources.files("hil.campaign").joinpath("report_template.html").read_text(encoding="utf-8")
+    axis = _axis(record)
+    panels = _panels(record, mission)
+    events = _events(record)
+    counted = {name: sum(row.verdict == name for row in judged.criteria) for name in verdict.WORST_FIRST}
+    told = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
+    synthetic = record.provenance.get("synthetic")
+    return Template(template).substitute(
+        title=_text(mission.title),
+        verdict=judged.verdict,
+        summary=_text(f"{_MEANING[judged.verdict]} ({told})"),
+        notice=f'<p class="notice"><b>Synthetic:</b> {_text(synthetic)}.</p>' if synthetic else "",
+        subtitle=_subtitle(record, mission, axis),
+        cards="".join(_cards(record)),
+        criteria="".join(_criterion(row) for row in judged.criteria),
+        plots=_plots(record, axis, panels, events),
+        events="".join(f"<li>{_text(text)}</li>" for _, text in events),
+        talk="".join(_talk(record)) or '<p class="soft">No question was answered in this run.</p>',
+        honest=_honest(record, mission, axis),
+        provenance="".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in _flat(record.provenance)),
+        footer=_text(f"hil {record.provenance.get('hil', '')} · run {record.directory.name}"),
+        # `</` would end the script element.
+        data=json.dumps(_readings(axis, panels), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _axis(record: Record) -> Axis:
+    begins = [event.t_mono for event in record.of("flight_started")] or [event.t_mono for event in record.events]
+    begins += [float(record.power.t_mono[0])] if len(record.power.t_mono) else []
+    start = min(begins, default=0.0)
+    return Axis(plot.sections(record, start, max(derive.end_s(record), start + 1.0)))
+
+
+def _subtitle(record: Record, mission: MissionFile, axis: Axis) -> str:
+    flown = axis.sections[-1].end_s - axis.sections[0].start_s
+    covered = axis.mission_s(axis.sections[-1].end_s) - axis.sections[0].mission_s
+    board = record.provenance.get("board", {})
+    parts = [
+        f"board <b>{_text(board.get('name', 'unknown'))}</b> ({_text(board.get('type', 'type unknown'))})",
+        f"model <b>{_text(mission.model.title)}</b>",
+        f"flown {_text(record.events[0].t_wall[:19].replace('T', ' '))} UTC" if record.events else "",
+        f"<b>{_clock(covered)}</b> of mission time in <b>{_clock(flown)}</b> of real time",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+
+
+# --- key figures -----------------------------------------------------------------------------------------------------
+
+
+def _cards(record: Record) -> Iterable[str]:
+    yield _upload_card(record)
+    yield _measure_card(record, "Uplink used", "upload.goodput_share", 100, "%", 0)
+    queries = [e for e in record.of("query") if e.get("t_first_mono") is not None and e.get("plane") == "payload"]
+    firsts = [float(e["t_first_mono"]) - float(e["t_send_mono"]) for e in queries]
+    yield _card(
+        "Time to first token",
+        f"{statistics.median(firsts):.2f}" if firsts else None,
+        "s",
+        f"median of {len(firsts)} questions over the link, longest {max(firsts, default=0):.2f} s",
+    )
+    speeds = [
+        speed
+        for e in queries
+        if (speed := metrics.decode_tps(float(e["t_first_mono"]), float(e["t_last_mono"]), int(e["tokens"])))
+    ]
+    yield _card(
+        "Decoding",
+        f"{statistics.median(speeds):.1f}" if speeds else None,
+        "tokens/s",
+        f"median of {len(speeds)} questions, one user, by the client's clock",
+    )
+    yield _measure_card(record, "Longest answer, first byte up to last down", "query.duration_s.max", 1, "s", 1)
+    phases = {item.phase: item for item in derive.per_phase(record)}
+    for phase, name in ((derive.SUN, "in sunlight"), (derive.ECLIPSE, "in eclipse")):
+        part = phases.get(phase)
+        each = part.j_per_token if part else None
+        yield _card(
+            f"Energy per token {name}",
+            None if each is None else f"{each:.2f}",
+            "J",
+            f"{part.energy_j:.0f} J measured over {part.tokens} tokens" if part else "",
+        )
+    yield _measure_card(record, "Inference draws above idle", "power.inference_minus_idle_w", 1, "W", 1)
+    yield _measure_card(record, "Lowest bus voltage (modelled)", "eclipse.min_bus_voltage_v", 1, "V", 2)
+    yield _measure_card(record, "Load shed", "eclipse.shed_count", 1, "×", 0)
+    yield _measure_card(record, "Power on to login", "boot.login_s.max", 1, "s", 1)
+    yield _measure_card(record, "Link edges late by at most", "link.edge_lateness_s.max", 1000, "ms", 1)
+
+
+def _upload_card(record: Record) -> str:
+    windows = record.of("upload_window")
+    sent = sum(int(event["bytes_acked_end"]) - int(event["bytes_acked_start"]) for event in windows)
+    cut = sum(bool(event["cut_by_los"]) for event in windows)
+    return _card(
+        "Model upload",
+        f"{sent / 1e6:.1f}" if windows else None,
+        "MB",
+        f"in {len(windows)} contacts, {cut} cut by loss of signal",
+    )
+
+
+def _measure_card(record: Record, title: str, name: str, factor: float, unit: str, digits: int) -> str:
+    try:
+        measured = MEASURES[name].of(record)
+    except NoEvidence as lack:
+        return _card(title, None, unit, str(lack))
+    return _card(title, f"{measured.value * factor:.{digits}f}", unit, measured.evidence)
+
+
+def _card(title: str, value: str | None, unit: str, detail: str) -> str:
+    number = f"{_text(value)}<small>{_text(unit)}</small>" if value is not None else "–"
+    told = detail if value is not None or not detail else f"no evidence: {detail}"
+    return (
+        f'<div class="card"><div class="k">{_text(title)}</div><div class="n">{number}</div>'
+        f'<div class="d">{_text(told)}</div></div>'
+    )
+
+
+# --- criteria --------------------------------------------------------------------------------------------------------
+
+
+def _criterion(row: Criterion) -> str:
+    rate = "" if row.clock_rate is None else f"×{row.clock_rate:g}"
+    return (
+        f'<tr><td><span class="tag {row.verdict}">{row.verdict}</span></td><th scope="row">{_text(row.name)}</th>'
+        f'<td class="num">{_text(_value(row.measured))}</td><td class="num">{_text(_limit(row.limit))}</td>'
+        f'<td>{_text(row.unit)}</td><td class="num">{rate}</td><td class="ev">{_text(row.evidence)}</td></tr>'
+    )
+
+
+def _limit(limit: str) -> str:
+    return limit.replace("<=", "≤").replace(">=", "≥")
+
+
+def _value(value: float | str | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value).lower()
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"
+
+
+# --- plots -----------------------------------------------------------------------------------------------------------
+
+
+def _panels(record: Record, mission: MissionFile) -> tuple[Panel, ...]:
+    power, shed = record.power, mission.power.shed
+    t_s = power.t_mono
+    on = np.where(derive.powered(record), power.voltage_v, np.nan)
+    links = {direction: _link(record, direction) for direction in ("uplink", "downlink")}
+    tokens = record.tokens
+    uploaded = record.progress.kind == "upload_bytes"
+    return (
+        Panel(
+            "Voltage",
+            "V",
+            (
+                Series("bus, modelled", t_s, power.bus_voltage_v, 2, "dashed"),
+                Series("supply, measured while on", t_s, on, 1),
+            ),
+            zero=False,
+            height=130,
+            digits=2,
+            marks=((shed.voltage_v, f"shed {shed.voltage_v:g} V"),),
+        ),
+        Panel("Current", "A", (Series("supply, measured", t_s, power.current_a, 1),), digits=2),
+        Panel(
+            "Power",
+            "W",
+            (
+                Series("array used, modelled", t_s, power.array_used_w, 5, "dashed"),
+                Series("board, measured", t_s, power.power_w, 1),
+            ),
+            height=130,
+        ),
+        Panel("State of charge", "%", (Series("battery, modelled", t_s, 100 * power.soc, 3),), top=100.0),
+        Panel("Sunlight", "% visible", (Series("computed", t_s, 100 * power.sunlit, 5),), height=84, top=100),
+        Panel("One-way delay", "ms", tuple(_line(name, s, 1e3 * d) for name, (s, _, d) in links.items()), digits=2),
+        Panel(
+            "Link rate, scaled with the clock",
+            "Mbit/s",
+            tuple(_line(name, s, r / 1e6) for name, (s, r, _) in links.items()),
+            log=True,
+            digits=2,
+        ),
+        Panel(
+            "Uploaded",
+            "MB",
+            (
+                Series(
+                    "acknowledged by the board",
+                    record.progress.t_mono[uploaded],
+                    record.progress.value[uploaded] / 1e6,
+                    3,
+                    held=True,
+                ),
+            ),
+            height=84,
+        ),
+        Panel(
+            "Tokens",
+            "since start",
+            (Series("counted by the client", tokens.t_mono, np.cumsum(tokens.n), 4, held=True),),
+            height=84,
+            digits=0,
+        ),
+    )  # fmt: skip
+
+
+def _line(direction: str, since: Floats, value: Floats) -> Series:
+    colour: int
+    style: plot.Style
+    colour, style = (1, "line") if direction == "uplink" else (2, "dashed")
+    return Series(f"{direction}, applied", since, value, colour, style, held=True)
+
+
+def _link(record: Record, direction: Direction) -> tuple[Floats, Floats, Floats]:
+    """Since when, rate in bit/s, delay in seconds; both NaN in an outage: nothing passes."""
+    since, rate, delay = derive.applied(record, direction)
+    return since, np.where(rate > 0, rate, np.nan), np.where(rate > 0, delay, np.nan)
+
+
+def _plots(record: Record, axis: Axis, panels: Sequence[Panel], events: Sequence[tuple[float, str]]) -> str:
+    power = record.power
+    phases = derive.light(power.sunlit)
+    dark = Band("eclipse", tuple(_stretches(power.t_mono, phases == derive.ECLIPSE, "eclipse")))
+    dusk = Band("penumbra", tuple(_stretches(power.t_mono, phases == derive.PENUMBRA, "penumbra")))
+    since, rate, _ = derive.applied(record, "uplink")
+    up = tuple(_stretches(np.append(since, derive.end_s(record)), np.append(rate > 0, False), "up"))
+    sun = tuple(_stretches(power.t_mono, phases == derive.SUN, "sun"))
+    on = tuple(_stretches(power.t_mono, derive.powered(record), "on"))
+    clock = [Span(s.start_s, s.end_s, f"×{s.rate:g}") for s in axis.sections]
+    tracks = (
+        Track("step", (Band("b-step", tuple(derive.steps(record))),)),
+        Track(
+            "clock",
+            (
+                Band("b-slow", tuple(s for s in clock if s.label == "×1")),
+                Band("b-fast", tuple(s for s in clock if s.label != "×1")),
+            ),
+        ),
+        Track("light", (Band("b-sun", sun), Band("b-penumbra", dusk.spans), Band("b-eclipse", dark.spans))),
+        Track("link", (Band("b-up", up),)),
+        Track("output", (Band("b-on", on),)),
+    )
+    shades = (dark, dusk, Band("contact", up))
+    lines = [t_s for t_s, _ in events]
+    drawn = [plot.render(axis, panel, shades, lines) for panel in panels]
+    return "".join([plot.strip(axis, tracks, events), *drawn, plot.time_axis(axis)])
+
+
+def _stretches(t_s: Floats, flags: Any, label: str) -> Iterable[Span]:
+    """Wall spans in which flags hold; each lasts until the next sample."""
+    for first, last in spans(flags):
+        yield Span(float(t_s[first]), float(t_s[min(last + 1, len(t_s) - 1)]), label)
+
+
+def _readings(axis: Axis, panels: Sequence[Panel]) -> dict[str, Any]:
+    """What the cursor reads out: the middle of each column's envelope."""
+    borders = list(axis.columns())
+    middles = np.concatenate([(part[:-1] + part[1:]) / 2 for part in borders])
+    told = []
+    for panel in panels:
+        for series in panel.series:
+            values = np.concatenate([sum(plot.envelope(series, part)) / 2 for part in borders])
+            told.append(
+                {
+                    "label": f"{panel.title}, {series.label}",
+                    "unit": panel.unit,
+                    "v": [round(float(v), panel.digits) if math.isfinite(v) else None for v in values],
+                }
+            )
+    return {
+        "width": plot.WIDTH,
+        "x": [round(axis.x(float(t_s)), 1) for t_s in middles],
+        "mission": [round(axis.mission_s(float(t_s)), 1) for t_s in middles],
+        "series": told,
+    }
+
+
+def _events(record: Record) -> list[tuple[float, str]]:
+    """What is marked in the plots: wall time and one line each, from the journal."""
+    found = []
+    for event in record.events:
+        if text := _event(event):
+            clock = "–" if event.t_mission is None else plot.clock_text(event.t_mission)
+            found.append((event.t_mono, f"{clock} {text}"))
+    return found
+
+
+def _event(event: Event) -> str | None:
+    get = event.get
+    match event.kind:
+        case "board_on":
+            return "Output on"
+        case "boot":
+            return f"Booted ({get('cause')}): login {_s(get('login_s'))} after power on"
+        case "upload_window":
+            ending = "cut by loss of signal" if get("cut_by_los") else "file complete"
+            return f"Upload over {get('station')}: {get('bytes_acked_end', 0) / 1e6:.1f} MB on board, {ending}"
+        case "activated":
+            return "Whole-file SHA-256 agrees: model activated"
+        case "activation_refused":
+            return "Whole-file SHA-256 differs: activation refused"
+        case "serve_ready":
+            return f"Model server ready after {_s(get('load_s'))}"
+        case "query":
+            return f"Answered ({get('step')}): {get('tokens')} tokens in {_s(get('duration_s'))}"
+        case "mailbox":
+            return f"Answer kept on board delivered over {get('delivered_in_contact')}"
+        case "load_shed":
+            return f"Load shed at {get('bus_voltage_v', math.nan):.2f} V: the board's power is cut"
+        case "load_restored":
+            return "Load restored"
+        case "board_off":
+            volts = get("verified_v")
+            return "Output off" + ("" if volts is None else f", verified at {volts:.2f} V")
+        case "invalid":
+            return f"Not measurable: {get('reason')}"
+        case "error":
+            return f"Error ({get('arm')}): {str(get('message')).splitlines()[0]}"
+    return None
+
+
+def _s(value: object) -> str:
+    return f"{value:.1f} s" if isinstance(value, int | float) else "unknown time"
+
+
+# --- questions and answers -------------------------------------------------------------------------------------------
+
+
+def _talk(record: Record) -> Iterable[str]:
+    for event in record.of("query", "mailbox"):
+        if event.kind == "query":
+            first = event.get("ttft_s")
+            facts = [
+                f"step {event.get('step')}",
+                f"{event.get('tokens')} tokens",
+                f"first token after {_s(first)}" if first is not None else "no token",
+                f"first byte up to last byte down {_s(event.get('duration_s'))}",
+                "link up throughout" if event.get("link_up_throughout") else "link NOT up throughout",
+            ]
+            if event.get("step") == "check":
+                before = next(e for e in record.of("query") if e["prompt_sha256"] == event["prompt_sha256"])
+                same = before["answer_sha256"] == event["answer_sha256"] and before is not event
+                facts.append("identical to the answer before" if same else "NOT identical to an answer before")
+        else:
+            facts = [
+                "asked just before loss of signal, answered on board",
+                f"{event.get('tokens')} tokens",
+                f"delivered over {event.get('delivered_in_contact')}",
+                f"deliveries: {event.get('deliveries')}, duplicates: {event.get('duplicates')}",
+                f"latency {_clock(float(event.get('latency_mission_s', 0)))} of mission time, the gap included",
+            ]
+        yield (
+            f'<article><p class="ask">{_text(event.get("prompt", "(prompt not in the record)"))}</p>'
+            f"<blockquote>{_text(str(event.get('answer', '')).strip())}</blockquote>"
+            f'<div class="soft small">{_text(" · ".join(facts))}</div></article>'
+        )
+
+
+# --- scaled, modelled, assumed ---------------------------------------------------------------------------------------
+
+
+def _honest(record: Record, mission: MissionFile, axis: Axis) -> str:
+    scaled = (
+        "<h3>Scaled</h3><p>With the mission clock scale: battery charge, link rate, spacing of events. Never scaled: "
+        "delay, loss, the board's compute, handshakes, protections. Energy per token is wall energy.</p>"
+        + _rates_table(axis)
+    )
+    return (
+        scaled
+        + _list("Modelled", _modelled(record, mission))
+        + _list("Assumed by the mission", mission.assumptions)
+        + (_list("The mission's sources", mission.sources))
+    )
+
+
+def _rates_table(axis: Axis) -> str:
+    rates = sorted({part.rate for part in axis.sections})
+    rows = []
+    for rate in rates:
+        wall = sum(part.end_s - part.start_s for part in axis.sections if part.rate == rate)
+        rows.append(
+            f'<tr><th scope="row">flown at ×{rate:g}</th><td class="num">{_clock(wall)}</td>'
+            f'<td class="num">{_clock(wall * rate)}</td></tr>'
+        )
+    jumps = [part.skipped_s for part in axis.sections if part.skipped_s]
+    rows.append(
+        f'<tr><th scope="row">skipped in {len(jumps)} jumps (charge advanced by model)</th><td class="num">–</td>'
+        f'<td class="num">{_clock(sum(jumps))}</td></tr>'
+    )
+    return (
+        '<div class="scroll"><table><thead><tr><th>Mission clock</th><th class="num">Real time</th>'
+        f'<th class="num">Mission time</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _modelled(record: Record, mission: MissionFile) -> list[str]:
+    told = [
+        "Orbit, contacts, sunlight, link delay and rate: computed from the mission's orbit and stations.",
+        f"Solar array, battery, bus voltage, state of charge: {_EPS_NOTE}.",
+        f"The rest of the satellite draws a constant {mission.power.platform_w:g} W.",
+    ]
+    board = record.provenance.get("board", {})
+    if board.get("hardware") == "virtual":
+        told.append(
+            "The board is emulated. Its supply current follows the CPU time that the emulator really used, between "
+            "modelled idle and full-load watts"
+            + (f": {board['modelled_power']}." if board.get("modelled_power") else " (boards/virtual-arm64.yaml).")
+        )
+    if record.provenance.get("bench", {}).get("virtual"):
+        told.append(
+            "Supply and link box are virtual instruments: real SCPI over TCP, real netem in an emulated machine."
+        )
+    told += [f"{event.data}" for event in record.of("scaled", "modelled")]
+    for event in record.of("upload_done"):
+        if event.get("preloaded"):
+            told.append(f"{event['preloaded'] / 1e6:.1f} MB of the model were put on the board beforehand, over mgmt.")
+    jumps = [event for event in record.of("clock") if event.get("assumed_board_w") is not None]
+    told += [
+        f"Jump at mission time {plot.clock_text(event.t_mission or 0)}: the board was taken to draw "
+        f"{float(event['assumed_board_w']):.1f} W in it."
+        for event in jumps
+    ]
+    return told
+
+
+def _list(title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return f'<h3>{title}</h3><ul class="plain">{"".join(f"<li>{_text(item)}</li>" for item in items)}</ul>'
