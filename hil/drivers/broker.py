@@ -6,9 +6,9 @@ and the host kernel's TCP is the ground station's TCP.
 
     python -m hil.drivers.broker SOCKET --tap payload0 --address 10.42.0.1/24 --neighbour 10.42.0.2=52:54:00:00:00:02
 
-Protocol on the unix stream socket: one JSON object a line, one answer a line, descriptors beside the answer:
-`{"op": "connect", "host", "port", "timeout_s", "sndbuf"?}`, `{"op": "tap", "name"}`, `{"op": "counters"}`.
-An error is `{"error": text, "errno": number or null}`.
+Protocol on the unix stream socket: one JSON object a line, one answer a line, descriptors beside the answer.
+Requests: `{"op": "connect", "host", "port", "timeout_s", "sndbuf"?, "kind"?: "udp"}`, `{"op": "tap", "name"}`,
+`{"op": "counters"}`. An error is `{"error": text, "errno": number or null}`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ def connect(broker: Path | None, host: str, port: int, timeout_s: float, sndbuf:
         sock = socket.socket(fileno=_one(descriptors, broker))
     sock.settimeout(None)
     return sock
+
+
+def connect_udp(broker: Path | None, host: str, port: int, timeout_s: float = 5.0) -> socket.socket:
+    """A UDP socket whose peer is `host`:`port`, for probes that nothing retransmits. Raises as `connect` does."""
+    if broker is None:
+        return _dial(host, port, timeout_s, None, socket.SOCK_DGRAM)
+    request = {"op": "connect", "kind": "udp", "host": host, "port": port, "timeout_s": timeout_s}
+    _, descriptors = _ask(broker, request, timeout_s + 5.0)
+    return socket.socket(fileno=_one(descriptors, broker))
 
 
 def open_tap(broker: Path, name: str) -> int:
@@ -165,8 +174,7 @@ class Server:
     """Answers requests on a listening unix socket, a thread a connection, so that a slow connect delays nobody."""
 
     listener: socket.socket
-    taps: dict[str, int] = field(default_factory=dict)
-    dial: Callable[[str, int, float, int | None], socket.socket] | None = None
+    taps: Mapping[str, int] = field(default_factory=dict)
 
     def serve_forever(self) -> None:
         """Accept until the listener is closed."""
@@ -197,9 +205,9 @@ class Server:
             request = json.loads(line)
             match request["op"]:
                 case "connect":
-                    dial = self.dial or _dial
-                    sndbuf = request.get("sndbuf")
-                    sock = dial(str(request["host"]), int(request["port"]), float(request["timeout_s"]), sndbuf)
+                    kind = socket.SOCK_DGRAM if request.get("kind") == "udp" else socket.SOCK_STREAM
+                    host, port, timeout_s = str(request["host"]), int(request["port"]), float(request["timeout_s"])
+                    sock = _dial(host, port, timeout_s, request.get("sndbuf"), kind)
                     sock.settimeout(None)
                     return {"ok": True}, [sock.fileno()], sock.close
                 case "tap":
@@ -230,13 +238,16 @@ def parse_counters(text: str) -> dict[str, dict[str, int]]:
     return result
 
 
-def _dial(host: str, port: int, timeout_s: float, sndbuf: int | None) -> socket.socket:
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+def _dial(
+    host: str, port: int, timeout_s: float, sndbuf: int | None, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    family, _, proto, _, address = socket.getaddrinfo(host, port, type=kind)[0]
     sock = socket.socket(family, kind, proto)
     try:
         if sndbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(timeout_s)
         sock.connect(address)
     except BaseException:

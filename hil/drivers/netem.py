@@ -208,6 +208,7 @@ class SshSession:
         self._buffer = bytearray()
         transport = client.get_transport()
         assert transport is not None
+        self._transport = transport
         with _lost_when_broken(self, timeout_s):
             self._channel = transport.open_session(timeout=timeout_s)
             # /sbin in full: some shells prefer an applet of theirs. -s and -j hold for every `show` in the batch.
@@ -232,8 +233,17 @@ class SshSession:
 
     def run(self, command: str, timeout_s: float) -> str:
         with _lost_when_broken(self, timeout_s):
-            _, stdout, _ = self._client.exec_command(f"{command} 2>&1", timeout=timeout_s)
-            return stdout.read().decode(errors="replace")
+            channel = self._transport.open_session(timeout=timeout_s)
+            channel.settimeout(timeout_s)
+            channel.exec_command(f"{command} 2>&1")
+            printed = b"".join(iter(lambda: channel.recv(1 << 16), b""))
+            # Its close must have come before ours goes out: some servers (dropbear) end the whole connection when
+            # they hear of a channel that they have forgotten.
+            ends_s = time.monotonic() + 1.0
+            while not channel.closed and time.monotonic() < ends_s:
+                time.sleep(0.001)
+            channel.close()
+            return printed.decode(errors="replace")
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
 import selectors
 import shlex
@@ -52,6 +53,10 @@ def dial(
     """
     import paramiko
 
+    # What goes wrong is raised; without a handler paramiko would also print it, with tracebacks.
+    logger = logging.getLogger("paramiko")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     client = paramiko.SSHClient()
     name = host if port == 22 else f"[{host}]:{port}"
     trust = f"check the board, then pin its key: hil board trust (writes {known_hosts})"

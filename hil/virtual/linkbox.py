@@ -78,7 +78,7 @@ echo 1 >/proc/sys/net/ipv6/conf/br0/disable_ipv6
 /sbin/ip link set br0 up
 /sbin/ip address add 10.0.2.15/24 dev eth2
 /sbin/ip link set eth2 up
-/usr/sbin/dropbear -r /etc/dropbear/host_key -s -j -k -p 22 && echo "hil-linkbox: ready"
+/usr/sbin/dropbear -E -r /etc/dropbear/host_key -s -j -k -p 22 && echo "hil-linkbox: ready"
 while :; do $bb sleep 3600; done
 """
 
@@ -256,6 +256,7 @@ class LinkBox:
     def __init__(self, config: LinkBoxConfig) -> None:
         self.config = config
         self._process: subprocess.Popen[bytes] | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would stop QEMU one day)
         self.boot_s = float("nan")
 
     @property
@@ -280,7 +281,7 @@ class LinkBox:
             qemu_argv(config),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             pass_fds=(config.tap_fd,),
             preexec_fn=die_with_parent(os.getpid()),
         )
@@ -299,27 +300,22 @@ class LinkBox:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
         process.wait()
-        if process.stderr:
-            process.stderr.close()
 
     def _wait_for_ssh(self, deadline_s: float) -> None:
         """The forwarder accepts before the guest listens: only the server's banner proves it."""
         assert self._process is not None
         while time.monotonic() < deadline_s:
             if self._process.poll() is not None:
-                stderr = self._process.stderr.read().decode(errors="replace") if self._process.stderr else ""
+                self._stderr.seek(0)
+                stderr = self._stderr.read().decode(errors="replace")
                 raise BenchError(
                     f"the link box's QEMU ended with status {self._process.returncode}: {stderr.strip()}",
                     hint=f"is port {self.config.mgmt_port} taken? `ss -ltn` tells; see {self.config.console_log}",
                 )
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.config.mgmt_port), 0.5) as probe,
-            ):
-                # Short, because a connection that the guest refused is not always reset by user-mode networking.
-                probe.settimeout(0.5)
-                if _is_ready(self.config.console_log) and probe.recv(4) == b"SSH-":
-                    return
+            # Asked only once it listens: user-mode networking keeps early attempts and delivers them all at once,
+            # more than the server lets in before it knows who it is.
+            if _is_ready(self.config.console_log) and _ssh_answers(self.config.mgmt_port):
+                return
             time.sleep(0.05)
         port = self.config.mgmt_port
         raise BenchError(
@@ -339,3 +335,10 @@ def _is_ready(console_log: Path) -> bool:
         return _READY in console_log.read_bytes()
     except OSError:
         return False
+
+
+def _ssh_answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5) as probe:
+        probe.settimeout(2.0)
+        return probe.recv(4) == b"SSH-"
+    return False
