@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hil.errors import BenchError, BoardError
-from hil.inference import client
+from hil.inference import client, mailbox, onboard
 
 # Recorded from llama.cpp (xllamacpp 2026.10.11549, SmolLM2-135M Q4_1), identifiers shortened.
 HEAD = '"created":1795434000,"id":"chatcmpl-1","model":"smollm2","object":"chat.completion.chunk"'
@@ -281,3 +283,46 @@ def test_health_and_metrics() -> None:
         assert not client.health(plain, server.base)
     with serve(respond("200 OK", "llamacpp:tokens_predicted_total 6\n")) as server:
         assert client.metrics_text(plain, server.base) == "llamacpp:tokens_predicted_total 6\n"
+
+
+@pytest.fixture
+def mailbox_base(tmp_path: Path) -> Iterator[str]:
+    """The real on-board mailbox on loopback, with the recorded dialogue as its model server."""
+
+    def script(connection: socket.socket) -> None:
+        stream(connection, DIALOGUE)
+        end(connection)
+
+    with serve(script) as server:
+        box = onboard.Mailbox(tmp_path, server.base)
+        http = ThreadingHTTPServer(("127.0.0.1", 0), onboard._handler(box, None))
+        threads = [threading.Thread(target=work, daemon=True) for work in (box.work, http.serve_forever)]
+        for thread in threads:
+            thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+        http.server_close()
+        box.stop()
+
+
+def test_mailbox_keeps_the_answer_and_delivers_it_once(mailbox_base: str) -> None:
+    letter = mailbox.submit(plain, mailbox_base, "q1", QUESTION, 16, temperature=0.0, seed=7)
+    assert letter.id == "q1"
+    assert letter.deliveries == 0
+    again = mailbox.submit(plain, mailbox_base, "q1", QUESTION, 16, temperature=0.0, seed=7)
+    assert again.id == "q1"
+    kept = mailbox.fetch(plain, mailbox_base, "q1", wait_s=5.0)
+    assert (kept.state, kept.answer, kept.tokens, kept.attempts) == ("done", "The Earth is round.", 6, 1)
+    for _ in range(2):
+        assert mailbox.acknowledge(plain, mailbox_base, "q1", "contact-1").deliveries == 1
+    with pytest.raises(BoardError, match="another token"):
+        mailbox.acknowledge(plain, mailbox_base, "q1", "contact-2")
+
+
+def test_mailbox_refusals_are_quoted(mailbox_base: str) -> None:
+    mailbox.submit(plain, mailbox_base, "q1", QUESTION, 16)
+    with pytest.raises(BoardError, match=r"409.*other content"):
+        mailbox.submit(plain, mailbox_base, "q1", QUESTION, 17)
+    with pytest.raises(BoardError, match=r"404.*no query nothing"):
+        mailbox.fetch(plain, mailbox_base, "nothing")
+    mailbox.fetch(plain, mailbox_base, "q1", wait_s=5.0)
