@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hil.campaign.measures import by_name
+from hil.campaign.verdict import check_criteria
 from hil.errors import UsageError
 from hil.inventory.environment import environment
 from hil.mission import budget
@@ -46,7 +46,7 @@ def check_mission(mission: Mission, board: BoardType) -> list[Finding]:
     if "upload" in kinds:
         findings.insert(1, _upload(mission, timeline))
     if "eclipse" in kinds:
-        findings.insert(-2, _eclipse(timeline))
+        findings[-2:-2] = [_eclipse(timeline), _platform(timeline)]
     return findings
 
 
@@ -84,10 +84,25 @@ def _eclipse(timeline: Timeline) -> Finding:
     )
 
 
+def _platform(timeline: Timeline) -> Finding:
+    forecast = budget.shed_forecast(timeline)
+    if forecast is None:
+        return Finding("the platform survives the shed eclipse", False, "there is no eclipse")
+    return Finding(
+        "the platform survives the shed eclipse",
+        not forecast.platform_lost,
+        f"lowest state of charge {forecast.lowest_soc:.1%}"
+        + (", the battery is empty before sunrise" if forecast.platform_lost else ""),
+    )
+
+
 def _criteria(mission: Mission) -> Finding:
-    unknown = [item.measure for item in mission.file.criteria if by_name(item.measure) is None]
-    found = f"unknown measures: {', '.join(unknown)} (docs/missions.md lists all)" if unknown else "all known"
-    return Finding(f"{len(mission.file.criteria)} acceptance criteria", not unknown, found)
+    what = f"{len(mission.file.criteria)} acceptance criteria"
+    try:
+        check_criteria(mission.file.criteria, str(mission.path))
+    except UsageError as error:
+        return Finding(what, False, str(error))
+    return Finding(what, True, "all of them can be judged")
 
 
 def _model(mission: Mission) -> Finding:
