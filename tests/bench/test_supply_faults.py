@@ -1,4 +1,4 @@
-"""A supply that misbehaves: what the driver says, no old answer taken for a new one, and off that works all the same."""
+"""A supply that misbehaves: what the driver says, no old answer taken for a new one, and off that still works."""
 
 from __future__ import annotations
 

@@ -196,6 +196,8 @@ def test_a_child_that_inherited_everything_does_not_hide_the_death(bench: Bench)
     os.kill(bench.daemon.pid, signal.SIGKILL)
     _, discharged = bench.seconds_until_off(start)
     assert discharged < 2.0
+    bench.wait_for_exit(bench.deadman_pid)
+    assert json.loads((bench.state / "deadman.log").read_text())["reason"] == "the daemon died"
 
 
 def test_the_daemon_goes_safe_when_the_dead_man_dies(bench: Bench) -> None:
