@@ -94,9 +94,9 @@ def tc_line(interface: str, state: LinkState, limit: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,14}", interface):
         raise ValueError(f"not an interface name: {interface!r}")
     words = [f"qdisc replace dev {interface} root handle {HANDLE} netem limit {limit}"]
-    words.append(f"delay {round(state.delay_s * 1e6)}us")
-    if round(state.jitter_s * 1e6):
-        words.append(f"{round(state.jitter_s * 1e6)}us")
+    delay_us, jitter_us = round(state.delay_s * 1e6), round(state.jitter_s * 1e6)
+    # tc shows no jitter where there is no delay, and what does not show cannot be verified.
+    words.append(f"delay {max(1, delay_us)}us {jitter_us}us" if jitter_us else f"delay {delay_us}us")
     for name, share in (("loss", state.effective_loss), ("duplicate", state.duplicate)):
         if share > 0:
             words.append(f"{name} {_percent(share)}")
