@@ -198,11 +198,12 @@ class Player:
     ) -> None:
         self._timeline = timeline
         self._edges = tuple(timeline.edges)
-        self._clock = clock
+        self.clock = clock
         self._link = link
         self._listener = listener
         self._monotonic = monotonic
         self._changed = asyncio.Event()
+        self._settled = asyncio.Event()
         self._cause = "start"
         self._busy = asyncio.Lock()
         self._next = 0
@@ -214,7 +215,12 @@ class Player:
     def replan(self, cause: str) -> None:
         """The clock has changed: play the state of now, then go on from here."""
         self._cause = cause
+        self._settled.clear()
         self._changed.set()
+
+    async def settled(self) -> None:
+        """Return when the newest change of the clock has reached the link, or failed to (`Listener.failed`)."""
+        await self._settled.wait()
 
     @contextlib.asynccontextmanager
     async def outage(self, cause: str) -> AsyncIterator[None]:
@@ -239,7 +245,7 @@ class Player:
         track_from_s = self._monotonic()
         while True:
             now_s = self._monotonic()
-            due = next_due(self._upcoming(), self._clock, now_s, track_from_s)
+            due = next_due(self._upcoming(), self.clock, now_s, track_from_s)
             if not self._changed.is_set() and due.wall_s > now_s:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(due.wall_s - now_s):
@@ -248,6 +254,8 @@ class Player:
                 if self._changed.is_set():
                     self._changed.clear()
                     await self._play_now(self._cause)
+                    if not self._changed.is_set():
+                        self._settled.set()
                 elif due.edge is not None:
                     await self._play_edge(due.wall_s, due.edge)
                 else:
@@ -256,12 +264,12 @@ class Player:
 
     async def _play_now(self, cause: str) -> None:
         now_s = self._monotonic()
-        mission_s = self._clock.mission_s(now_s)
-        await self._try(self._timeline.link_at(mission_s, rate_scale=self._clock.rate), now_s, cause)
+        mission_s = self.clock.mission_s(now_s)
+        await self._try(self._timeline.link_at(mission_s, rate_scale=self.clock.rate), now_s, cause)
 
     def _seek(self) -> None:
         """Take the first edge that is not behind us as the next one."""
-        self._next = bisect_right(self._edges, self._clock.mission_s(self._monotonic()), key=lambda edge: edge.t_s)
+        self._next = bisect_right(self._edges, self.clock.mission_s(self._monotonic()), key=lambda edge: edge.t_s)
 
     def _upcoming(self) -> EdgeLike | None:
         return self._edges[self._next] if self._next < len(self._edges) else None
@@ -272,11 +280,11 @@ class Player:
         if edge.kind in LINK_KINDS and self._link is not None:
             # The edge's own instant, never a rounding before it: there the old state still holds. When we are so late
             # that the next edge is due as well, each is still played in its turn.
-            mission_s = max(edge.t_s, self._clock.mission_s(self._monotonic()))
+            mission_s = max(edge.t_s, self.clock.mission_s(self._monotonic()))
             following = self._upcoming()
             if following is not None and following.t_s <= mission_s:
                 mission_s = edge.t_s
-            states = self._timeline.link_at(mission_s, rate_scale=self._clock.rate)
+            states = self._timeline.link_at(mission_s, rate_scale=self.clock.rate)
             played = await self._try(states, wall_s, edge.kind)
         self._listener.passed(edge, played)
         late_s = self._monotonic() - wall_s if played is None else played.lateness_s
@@ -288,8 +296,8 @@ class Player:
 
     async def _refresh(self) -> None:
         now_s = self._monotonic()
-        mission_s = self._clock.mission_s(now_s)
-        states = self._timeline.link_at(mission_s, rate_scale=self._clock.rate)
+        mission_s = self.clock.mission_s(now_s)
+        states = self._timeline.link_at(mission_s, rate_scale=self.clock.rate)
         if self._link is not None and drifted(self._link.states, states):
             await self._try(states, now_s, "track")
         if now_s - self._counted_s >= COUNTERS_S and not self._edge_near():
@@ -299,8 +307,8 @@ class Player:
         edge = self._upcoming()
         if edge is None:
             return False
-        begin_s = self._clock.segments[-1].mission_start_s
-        return self._clock.wall_s(max(edge.t_s, begin_s)) - self._monotonic() < CLEAR_OF_EDGE_S
+        begin_s = self.clock.segments[-1].mission_start_s
+        return self.clock.wall_s(max(edge.t_s, begin_s)) - self._monotonic() < CLEAR_OF_EDGE_S
 
     async def _try(self, states: Mapping[Direction, LinkState], scheduled_s: float, cause: str) -> Played | None:
         if self._link is None:
@@ -315,8 +323,8 @@ class Player:
     async def _apply(self, states: Mapping[Direction, LinkState], scheduled_s: float, cause: str) -> Played:
         if self._link is None:
             raise BenchError("no link emulator to apply a state to")
-        mission_s = self._clock.mission_s(scheduled_s)
-        rate = self._clock.rate
+        mission_s = self.clock.mission_s(scheduled_s)
+        rate = self.clock.rate
         applied = await self._link.apply(states, scheduled_s)
         self.last = played = Played(mission_s, rate, cause, dict(states), applied)
         self._listener.played(played)

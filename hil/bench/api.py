@@ -1,0 +1,229 @@
+"""The daemon's HTTP interface: paths, request shapes, errors as JSON. What happens is decided in `daemon`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
+from hil.model import Direction, LinkState
+
+if TYPE_CHECKING:
+    from hil.bench.daemon import Daemon
+
+log = logging.getLogger("hil.api")
+Token = Annotated[str | None, Header(alias="X-Hil-Token")]
+
+ARMS: tuple[tuple[type[HilError], str, int], ...] = (
+    (SafetyError, "safety", 500),
+    (BenchError, "bench", 409),
+    (BoardError, "board", 424),
+    (UsageError, "usage", 400),
+)
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class LeaseBody(Body):
+    boards: list[str]
+    holder: str = Field(max_length=200)
+    pid: int | None = None
+    ttl_s: float = 30.0
+    wait_s: float = Field(default=0.0, ge=0, le=24 * 3600)
+    preempt: bool = False
+    reason: str = Field(default="", max_length=500)
+
+
+class PowerBody(Body):
+    action: Literal["on", "off", "cycle"]
+    voltage_v: float | None = None
+
+
+class LinkStateBody(Body):
+    """One direction, as `hil.model.LinkState`."""
+
+    delay_s: float = 0.0
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    rate_bps: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    outage: bool = False
+
+    def value(self) -> LinkState:
+        try:
+            return LinkState(**self.model_dump())
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+class LinkBody(Body):
+    uplink: LinkStateBody
+    downlink: LinkStateBody
+
+
+class FlightBody(Body):
+    board: str
+    mission_path: str
+    run_dir: str
+    start_s: float = Field(default=0.0, ge=0)
+
+
+class ClockBody(Body):
+    """Exactly one of `rate` and `skip_to`."""
+
+    rate: float | None = Field(default=None, gt=0)
+    skip_to: float | None = None
+    assumed_board_w: float | None = Field(default=None, ge=0)
+    cause: str = Field(default="", max_length=200)
+
+
+class RecordBody(Body):
+    table: Literal["tokens", "progress"]
+    rows: list[dict[str, float | int | str | None]] = Field(max_length=100_000)
+
+
+class EventBody(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    kind: str = Field(min_length=1, max_length=60)
+
+
+class StopBody(Body):
+    force: bool = False
+
+
+def make_app(daemon: Daemon) -> FastAPI:
+    """The application over a running daemon."""
+    app = FastAPI(title="hil bench daemon", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
+    app.add_exception_handler(HilError, _hil_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(Exception, _unexpected)
+    _bench_routes(app, daemon)
+    _board_routes(app, daemon)
+    _flight_routes(app, daemon)
+    return app
+
+
+def _bench_routes(app: FastAPI, daemon: Daemon) -> None:
+    @app.get("/v1/status", response_model=None)
+    async def status() -> JSONResponse:
+        return JSONResponse(daemon.status())
+
+    @app.post("/v1/leases", response_model=None)
+    async def acquire(body: LeaseBody, request: Request) -> JSONResponse:
+        return JSONResponse(await daemon.acquire(body, request.is_disconnected))
+
+    @app.get("/v1/leases", response_model=None)
+    async def leases() -> JSONResponse:
+        return JSONResponse(daemon.list_leases())
+
+    @app.post("/v1/leases/{lease}/renew", response_model=None)
+    async def renew(lease: str, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.renew(lease, token))
+
+    @app.delete("/v1/leases/{lease}", response_model=None)
+    async def release(lease: str, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.release(lease, token))
+
+    @app.post("/v1/stop", response_model=None)
+    async def stop(body: StopBody) -> JSONResponse:
+        daemon.request_stop(body.force)
+        return JSONResponse({"stopping": True})
+
+    @app.get("/metrics", response_model=None)
+    async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+        content, kind = daemon.exporter.render(accept)
+        return Response(content, headers={"Content-Type": kind})
+
+
+def _board_routes(app: FastAPI, daemon: Daemon) -> None:
+    @app.get("/v1/boards/{board}/power", response_model=None)
+    async def read_power(board: str) -> JSONResponse:
+        return JSONResponse(await daemon.read_power(board))
+
+    @app.post("/v1/boards/{board}/power", response_model=None)
+    async def power(board: str, body: PowerBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.switch_power(board, body.action, body.voltage_v, token))
+
+    @app.get("/v1/boards/{board}/link", response_model=None)
+    async def read_link(board: str) -> JSONResponse:
+        return JSONResponse(daemon.read_link(board))
+
+    @app.put("/v1/boards/{board}/link", response_model=None)
+    async def set_link(board: str, body: LinkBody, token: Token = None) -> JSONResponse:
+        states: dict[Direction, LinkState] = {"uplink": body.uplink.value(), "downlink": body.downlink.value()}
+        return JSONResponse(await daemon.set_link(board, states, token))
+
+    @app.delete("/v1/boards/{board}/link", response_model=None)
+    async def clear_link(board: str, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.set_link(board, None, token))
+
+    @app.get("/v1/boards/{board}/console", response_model=None)
+    async def read_console(
+        board: str, since: Annotated[int, Query(ge=0)] = 0, wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0
+    ) -> Response:
+        offset, data = await daemon.read_console(board, since, wait_s)
+        return Response(data, media_type="application/octet-stream", headers={"X-Hil-Offset": str(offset)})
+
+    @app.post("/v1/boards/{board}/console", response_model=None)
+    async def write_console(board: str, request: Request, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.write_console(board, await request.body(), token))
+
+
+def _flight_routes(app: FastAPI, daemon: Daemon) -> None:
+    @app.post("/v1/flights", response_model=None)
+    async def start(body: FlightBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.start_flight(body, token))
+
+    @app.get("/v1/flight", response_model=None)
+    async def state() -> JSONResponse:
+        return JSONResponse(daemon.flight_state())
+
+    @app.post("/v1/flight/clock", response_model=None)
+    async def clock(body: ClockBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.change_clock(body, token))
+
+    @app.post("/v1/flight/record", response_model=None)
+    async def record(body: RecordBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(daemon.record(body.table, body.rows, token))
+
+    @app.post("/v1/flight/event", response_model=None)
+    async def event(body: EventBody, token: Token = None) -> JSONResponse:
+        fields: dict[str, Any] = dict(body.model_extra or {})
+        return JSONResponse(daemon.event(body.kind, fields, token))
+
+    @app.post("/v1/flight/end", response_model=None)
+    async def end(token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.end_flight(token))
+
+
+def arm_of(error: HilError) -> tuple[str, int]:
+    """The error's arm in the JSON and its HTTP status."""
+    return next(((arm, status) for kind, arm, status in ARMS if isinstance(error, kind)), ("bench", 500))
+
+
+async def _hil_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HilError):
+        raise error
+    arm, status = arm_of(error)
+    body = {"error": {"arm": arm, "message": error.message, "hint": error.hint}}
+    return JSONResponse(body, status_code=status)
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    details = error.errors() if isinstance(error, RequestValidationError) else []
+    text = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in details)
+    return await _hil_error(request, UsageError(f"{request.method} {request.url.path}: {text or error}"))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    text = f"{request.method} {request.url.path} failed in the daemon: {type(error).__name__}: {error}"
+    return await _hil_error(request, BenchError(text, hint="the daemon's log has the details; please report it"))

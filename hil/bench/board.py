@@ -1,0 +1,358 @@
+"""One board as the daemon owns it: its power loops, its console and its link, and what is counted about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from hil.bench.consoles import Console
+from hil.bench.exporter import BoardMetrics, FlightMetrics, LinkMetrics, per_phase
+from hil.bench.player import BOTH_OUT, LinkOwner
+from hil.bench.powerloop import Heartbeat, PowerLoop, PowerSample
+from hil.bench.safety import Envelope, Intent, IntentJournal
+from hil.drivers.scpi import Supply
+from hil.errors import BenchError, HilError, UsageError
+from hil.inventory.bench import BenchBoard
+from hil.inventory.board_type import BoardType
+from hil.model import Direction, LinkState, Reading, Setpoint
+
+log = logging.getLogger("hil.board")
+_T = TypeVar("_T")
+
+FIRST_SAMPLE_S = 5.0
+# Told by the power loop at every tick while they last; the log and the journal take one a second.
+FREQUENT = frozenset({"slew_limited", "overrun", "setpoint_lost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A supply channel that feeds the board."""
+
+    supply: Supply
+    number: int
+    intent: Intent
+    on_delay_s: float
+
+
+class BoardOwner:
+    """Everything the daemon does with one board. `on_event` gets what the power loops tell, `on_sample` each sample.
+
+    `on_failure` gets the error that ended a power loop; the output is then verified off, or the dead-man will see to
+    it because the beats have stopped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wires: BenchBoard,
+        board_type: BoardType,
+        channels: tuple[Channel, ...],
+        console: Console | None,
+        link: LinkOwner | None,
+        journal: IntentJournal,
+        heartbeat: Heartbeat,
+        *,
+        on_event: Callable[[BoardOwner, str, dict[str, Any]], None],
+        on_sample: Callable[[BoardOwner, PowerSample], None],
+        on_failure: Callable[[BoardOwner, BaseException], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.wires = wires
+        self.type = board_type
+        self.channels = channels
+        self.console = console
+        self.link = link
+        self.link_held = False
+        self.energy_j = per_phase()
+        self.tokens = per_phase()
+        self.upload_bytes = 0.0
+        self.power_epoch = 0
+        self.overruns = 0
+        self.player_overruns = 0
+        self.fault = ""
+        self.last: PowerSample | None = None
+        self.sampled_at_s: float | None = None
+        self._journal = journal
+        self._heartbeat = heartbeat
+        self._on_event = on_event
+        self._on_sample = on_sample
+        self._on_failure = on_failure
+        self._monotonic = monotonic
+        self._loops: list[tuple[PowerLoop, asyncio.Task[None]]] = []
+        self._seen_energy_j: dict[int, float] = {}
+        self._told_s: dict[str, float] = {}
+        self._switching = asyncio.Lock()
+
+    @property
+    def nominal(self) -> Setpoint:
+        """What the board gets without a flight."""
+        return Setpoint(self.type.supply.voltage_nominal_v, self.type.supply.current_max_a)
+
+    @property
+    def state(self) -> str:
+        """`off`, `on`, `shed` or `tripped`: the first channel's."""
+        return self._loops[0][0].state if self._loops else "off"
+
+    @property
+    def energized(self) -> bool:
+        """Whether an output of this board is or may be on."""
+        keys = {item.intent.key for item in self.channels}
+        return any(loop.state == "on" for loop, _ in self._loops) or any(
+            intent.key in keys for intent in self._journal.open_intents()
+        )
+
+    async def until_off(self) -> None:
+        """Return when every output of this board is verified off, by whomever."""
+        while self.energized:  # noqa: ASYNC110 (the dead-man may be the one who does it: another process)
+            await asyncio.sleep(0.05)
+
+    async def loop(self) -> PowerLoop:
+        """The running power loop of a board with one channel, after its first sample."""
+        if len(self.channels) != 1:
+            raise UsageError(
+                f"board {self.name} has {len(self.channels)} supply channels; a flight needs exactly one",
+                hint="feed it from one channel, or fly another board",
+            )
+        await self._start_loops()
+        loop, task = self._loops[0]
+        deadline = self._monotonic() + FIRST_SAMPLE_S
+        while loop.last is None:
+            _raise_end(task)
+            if self._monotonic() > deadline:
+                raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
+            await asyncio.sleep(0.01)
+        return loop
+
+    async def on(self, voltage_v: float | None) -> dict[str, Any]:
+        """Every channel on, in order, through the start sequence; all off again when one fails."""
+        async with self._switching:
+            await self._start_loops()
+            offset = None if self.console is None else self.console.ring.end
+            setpoint = None if voltage_v is None else Setpoint(voltage_v, self.type.supply.current_max_a)
+            reading: Reading | None = None
+            try:
+                for (loop, task), channel in zip(self._loops, self.channels, strict=True):
+                    await asyncio.sleep(channel.on_delay_s)
+                    powered = await _ask(loop.request_on(setpoint), task)
+                    reading = reading or powered.reading
+            except BaseException:
+                if len(self.channels) > 1:
+                    await asyncio.shield(self._all_off("start of another channel failed"))
+                raise
+            return {**self._answer(reading), "console_offset": offset}
+
+    async def off(self, how: str) -> dict[str, Any]:
+        """Every channel off, in reverse order, each verified; the first failure is raised after all were tried."""
+        async with self._switching:
+            return self._answer(await self._all_off(how))
+
+    async def cycle(self, voltage_v: float | None) -> dict[str, Any]:
+        """Off, dwell, on."""
+        await self.off("power cycle")
+        return await self.on(voltage_v)
+
+    async def read(self) -> dict[str, Any]:
+        """The newest sample, or a measurement of now when no loop runs."""
+        if self._loops and self.last is not None and not self._loops[0][1].done():
+            sample = self.last
+            output_on = self.state == "on"
+            reading = Reading(sample.t_mono, sample.voltage_v, sample.current_a, sample.power_w, output_on)
+        else:
+            supply = self.channels[0].supply
+            await supply.open()
+            reading = await supply.measure(self.channels[0].number)
+        return self._answer(reading)
+
+    async def rest(self) -> None:
+        """End the power loops: nobody polls the supply of a board that nobody uses. Outputs on go off, verified."""
+        async with self._switching:
+            await self._end_loops()
+
+    async def set_link(self, states: dict[Direction, LinkState] | None) -> dict[str, Any]:
+        """Apply both directions, or clear with None."""
+        link = self.need_link()
+        if states is None:
+            await link.clear()
+        else:
+            await link.apply(states, self._monotonic())
+        self.link_held = False
+        return self.link_state()
+
+    def need_link(self) -> LinkOwner:
+        """The link's owner; UsageError when the bench file gives the board none."""
+        if self.link is None:
+            raise UsageError(
+                f"board {self.name} has no link emulator", hint="add `payload:` with its `link:` to the bench file"
+            )
+        return self.link
+
+    def link_state(self) -> dict[str, Any]:
+        """What is applied now."""
+        states = self.need_link().states
+        return {
+            "up": states is not None and not any(state.outage for state in states.values()),
+            "known": states is not None,
+            "states": None if states is None else {name: asdict(state) for name, state in states.items()},
+        }
+
+    async def hold(self) -> None:
+        """A lease with `on_lease_end: hold` is over: power stays, the payload link is blocked."""
+        if self.link is not None:
+            await self.link.apply(BOTH_OUT, self._monotonic())
+            self.link_held = True
+
+    def metrics(self, flight: FlightMetrics | None, phase: str) -> BoardMetrics:
+        """This moment for the exporter."""
+        sample = self.last
+        return BoardMetrics(
+            board=self.name,
+            type=self.type.name,
+            phase=phase,
+            commanded_on=self.state == "on",
+            power_w=None if sample is None else sample.power_w,
+            voltage_v=None if sample is None else sample.voltage_v,
+            current_a=None if sample is None else sample.current_a,
+            sampled_at_s=self.sampled_at_s,
+            energy_j=dict(self.energy_j),
+            tokens=dict(self.tokens),
+            upload_bytes=self.upload_bytes,
+            lateness_s=0.0 if sample is None else sample.lateness_s,
+            overruns=self.overruns + sum(loop.overruns for loop, _ in self._loops),
+            player_overruns=self.player_overruns,
+            power_cuts=self.power_epoch,
+            link=None if self.link is None else _link_metrics(self.link),
+            flight=flight,
+        )
+
+    def count_energy(self, sample: PowerSample, phase: str, channel: int = 0) -> None:
+        """Attribute what this sample added to the phase it was drawn in."""
+        before = self._seen_energy_j.get(channel, 0.0)
+        self.energy_j[phase] += max(0.0, sample.energy_j - before)
+        self._seen_energy_j[channel] = sample.energy_j
+
+    def _answer(self, reading: Reading | None) -> dict[str, Any]:
+        return {**({} if reading is None else asdict(reading)), "state": self.state, "power_epoch": self.power_epoch}
+
+    async def _start_loops(self) -> None:
+        if self._loops and not any(task.done() for _, task in self._loops):
+            return
+        await self._end_loops()
+        self.fault = ""
+        self._loops = [self._start_loop(index, channel) for index, channel in enumerate(self.channels)]
+        await asyncio.sleep(0)  # a loop takes requests once its task has begun
+
+    def _start_loop(self, index: int, channel: Channel) -> tuple[PowerLoop, asyncio.Task[None]]:
+        self._seen_energy_j[index] = 0.0
+
+        def sampled(sample: PowerSample) -> None:
+            self.sampled_at_s = time.time()
+            if index == 0:
+                self.last = sample
+                self._on_sample(self, sample)
+            else:
+                self.count_energy(sample, "none", index)
+
+        loop = PowerLoop(
+            self.name if len(self.channels) == 1 else f"{self.name}/{index}",
+            channel.supply,
+            channel.number,
+            Envelope.of(self.type.supply),
+            self._journal,
+            channel.intent,
+            self._heartbeat,
+            self.nominal,
+            on_sample=sampled,
+            on_event=self._event,
+        )
+        task = asyncio.get_running_loop().create_task(loop.run(), name=f"power-{self.name}-{index}")
+        task.add_done_callback(self._loop_ended)
+        return loop, task
+
+    async def _end_loops(self) -> None:
+        loops, self._loops = self._loops, []
+        for _, task in reversed(loops):
+            task.cancel()
+        if loops:
+            await asyncio.wait([task for _, task in loops])
+        self.overruns += sum(loop.overruns for loop, _ in loops)
+
+    async def _all_off(self, how: str) -> Reading | None:
+        if not self._loops or any(task.done() for _, task in self._loops):
+            if not self.energized:
+                await self._end_loops()
+                return None
+            await self._start_loops()
+        reading: Reading | None = None
+        failure: HilError | None = None
+        for loop, task in reversed(self._loops):
+            try:
+                reading = (await _ask(loop.request_off(how), task)).reading
+            except HilError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return reading
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fault = str(error)
+            log.error("board %s: its power loop ended: %s", self.name, error)
+            self._on_failure(self, error)
+
+    def _event(self, kind: str, data: dict[str, Any]) -> None:
+        now_s = self._monotonic()
+        if kind in FREQUENT:
+            if now_s - self._told_s.get(kind, -1e9) < 1.0:
+                return
+            self._told_s[kind] = now_s
+        if kind in ("board_off", "load_shed", "tripped"):
+            self.power_epoch += 1
+        log.info("board %s: %s %s", self.name, kind, data)
+        self._on_event(self, kind, data)
+
+
+async def _ask(request: Awaitable[_T], task: asyncio.Task[None]) -> _T:
+    """The answer of a power loop; when the loop ends instead, the error that ended it."""
+    waiter = asyncio.ensure_future(request)
+    try:
+        await asyncio.wait((waiter, task), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        waiter.cancel()
+        raise
+    if not waiter.done():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):  # the loop refuses what waits as its last act
+                await asyncio.wait((waiter,))
+    if task.done():
+        with contextlib.suppress(asyncio.CancelledError, HilError):
+            if not waiter.done():
+                waiter.cancel()
+            return await waiter
+        _raise_end(task)
+    return await waiter
+
+
+def _raise_end(task: asyncio.Task[None]) -> None:
+    if not task.done():
+        return
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, HilError):
+        raise error
+    raise BenchError(f"{task.get_name()} has ended: {error or 'cancelled'}")
+
+
+def _link_metrics(link: LinkOwner) -> LinkMetrics:
+    states = link.states or {}
+    up = bool(states) and not any(state.outage for state in states.values())
+    return LinkMetrics(
+        visible=up,
+        delay_s={name: 0.0 if state.outage else state.delay_s for name, state in states.items()},
+        rate_bps={name: 0.0 if state.outage else state.rate_bps for name, state in states.items()},
+    )

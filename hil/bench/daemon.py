@@ -1,0 +1,766 @@
+"""The bench daemon: one process a bench file, one event loop, the only one who talks to its instruments.
+
+Start: lock the bench and its instruments, finish what a dead run left on, dead-man, consoles, API. End, whatever the
+cause: flight over, every output off and verified, links cleared, leases kept. Ends itself after a minute without a
+lease and with every output off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import functools
+import hashlib
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import hil
+from hil.bench import leases as lease_module
+from hil.bench.board import BoardOwner, Channel
+from hil.bench.consoles import Console
+from hil.bench.deadman import ArmedOutput, Deadman
+from hil.bench.exporter import BenchMetrics, Exporter, serve_metrics
+from hil.bench.flight import FlightControl
+from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
+from hil.bench.player import LinkOwner
+from hil.bench.powerloop import PowerSample
+from hil.bench.safety import InstrumentLock, Intent, IntentJournal, finish_leftovers
+from hil.bench.sockets import bind_unix
+from hil.drivers.netem import NetemSsh
+from hil.drivers.scpi import ScpiSupply
+from hil.errors import BenchError, ExitCode, HilError, UsageError
+from hil.inventory import Bench, load_bench
+from hil.model import Direction, LinkState
+
+if TYPE_CHECKING:
+    from hil.bench.api import ClockBody, FlightBody, LeaseBody
+
+log = logging.getLogger("hil.daemon")
+_T = TypeVar("_T")
+
+IDLE_S = 60.0
+LOG_BYTES = 4 << 20
+LEASE_TICK_S = 0.5
+DISCONNECT_TICK_S = 0.5
+
+
+class Heart:
+    """The dead-man of the moment: a new one takes the place of one that died, once no output hangs on it."""
+
+    def __init__(self, make: Callable[[], Deadman]) -> None:
+        self._make = make
+        self._deadman: Deadman | None = None
+        self._starting = asyncio.Lock()
+        self.armed = 0
+
+    @property
+    def alive(self) -> bool:
+        return self._deadman is not None and self._deadman.alive
+
+    @property
+    def pid(self) -> int | None:
+        return self._deadman.pid if self._deadman is not None and self._deadman.alive else None
+
+    def beat(self, source: str) -> None:
+        if self._deadman is not None:
+            self._deadman.beat(source)
+
+    async def arm(self, output: ArmedOutput) -> None:
+        await self._need().arm(output)
+        self.armed += 1
+
+    async def disarm(self, intent: Intent) -> None:
+        await self._need().disarm(intent)
+        self.armed = max(0, self.armed - 1)
+
+    async def ensure(self) -> None:
+        """Start a dead-man unless one lives. Raises SafetyError when it does not come up."""
+        async with self._starting:
+            if not self.alive:
+                self.armed = 0
+                self._deadman = self._make()
+                await self._deadman.start()
+
+    async def died(self) -> None:
+        """Return when the present dead-man has died."""
+        await self._need().dead.wait()
+
+    async def stop(self) -> None:
+        """Let it end. Only with every output verified off."""
+        if self._deadman is not None:
+            await self._deadman.stop()
+
+    def _need(self) -> Deadman:
+        if self._deadman is None:
+            raise BenchError("the dead-man was not started")
+        return self._deadman
+
+
+class Daemon:
+    """Everything the API calls. Its methods return plain values for JSON and raise HilError."""
+
+    def __init__(self, bench: Bench, idle_s: float = IDLE_S) -> None:
+        self.bench = bench
+        self.state_dir = bench.state_dir
+        self.runtime_dir = bench.runtime_dir
+        self.exporter = Exporter(self._metrics)
+        self.boards: dict[str, BoardOwner] = {}
+        self.flight: FlightControl | None = None
+        self.failure: HilError | None = None
+        self._idle_s = idle_s
+        self._busy_until_s = 0.0
+        self._digest = hashlib.sha256(bench.path.read_bytes()).hexdigest()
+        self._started_s = time.time()
+        self._metrics_port = 0
+        self._stop = asyncio.Event()
+        self._lease_event = asyncio.Event()
+        self._waiting: list[tuple[frozenset[str], asyncio.Event]] = []
+        self._watched: dict[str, int] = {}
+        self._settling = asyncio.Lock()
+        self._flight_lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._locks = [InstrumentLock(address) for address in _addresses(bench)]
+        self._intents = IntentJournal(self.state_dir / "intent.jsonl")
+        self._heart = Heart(lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"))
+        self._supplies = {name: ScpiSupply(wire.dialect, wire.address) for name, wire in bench.file.supplies.items()}
+        self._links = {name: LinkOwner(name, _link_driver(bench, name)) for name in bench.file.links}
+        # Writes wait for the disk: on a thread of their own. Reads are the loop's, on a second connection.
+        self._lease_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hil-leases")
+        self._lease_writer: LeaseStore
+        self._leases: LeaseStore
+
+    # --------------------------------------------------------------------------------------------- its life
+    async def run(self) -> ExitCode:
+        """Serve until stopped. The exit code says whether the end was orderly."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            await self._start()
+            log.info("bench %s is up, pid %d", self.bench.name, os.getpid())
+            await self._stop.wait()
+        except HilError as error:
+            self.failure = error
+            log.error("%s", error)
+        finally:
+            await asyncio.shield(self._safe_state())
+        return ExitCode.PASS if self.failure is None else self.failure.exit_code
+
+    def request_stop(self, force: bool) -> None:
+        """Stop soon. Refused while boards are leased, unless `force`."""
+        held = self._leases.leases()
+        if held and not force:
+            raise BenchError(
+                "; ".join(f"{', '.join(item.boards)} leased by {item.holder}" for item in held),
+                hint="release the leases, or stop with --force: the boards are switched off",
+            )
+        asyncio.get_running_loop().call_later(0.05, self._stop.set)  # after this answer has left
+
+    async def _start(self) -> None:
+        for lock in self._locks:
+            lock.acquire()
+        for left in await asyncio.to_thread(finish_leftovers, self._intents):
+            log.warning("switched off a leftover of a dead run: %s", left)
+        await self._heart.ensure()
+        self._lease_writer = await self._write(self._open_leases)
+        self._leases = self._open_leases()
+        for name in self.bench.file.boards:
+            self.boards[name] = self._make_board(name)
+        await self._write(lambda: self._lease_writer.expire(boot_clock()))
+        self._watch_holders()
+        for board in self.boards.values():
+            if board.console is not None:
+                board.console.start()
+                path = self.runtime_dir / f"console-{board.name}.sock"
+                await board.console.serve(path, functools.partial(self._authorize, board.name))
+        server, self._metrics_port = await serve_metrics(self.exporter)
+        self._spawn(server.serve_forever(), "metrics")
+        (self.runtime_dir / "metrics.port").write_text(f"{self._metrics_port}\n")
+        self._busy()
+        self._spawn(self._keep_leases(), "leases")
+        self._spawn(self._watch_deadman(), "deadman")
+        self._spawn(self._watch_idle(), "idle")
+        self._spawn(self._serve_api(), "api")
+
+    async def _safe_state(self) -> None:
+        """Every output off and verified, links cleared. Each step is tried, whatever the others did."""
+        log.info("going to the safe state")
+        if self.flight is not None:
+            await self._try("ending the flight", self.flight.end("the daemon ends"))
+        for board in self.boards.values():
+            if board.energized:
+                await self._try(f"switching board {board.name} off", board.off("the daemon ends"))
+            await self._try(f"ending the power loop of board {board.name}", board.rest())
+        for link in self._links.values():
+            await self._try(f"clearing link {link.name}", link.close())
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=3.0)
+        for board in self.boards.values():
+            if board.console is not None:
+                await self._try(f"closing the console of {board.name}", board.console.stop())
+        for supply in self._supplies.values():
+            await self._try(f"closing {supply.address}", supply.close())
+        if self._intents.open_intents():
+            # Not disarmed: it goes on trying after we are gone.
+            log.error("outputs are not verified off; the dead-man takes over: %s", self._intents.open_intents())
+            self.failure = self.failure or BenchError("outputs are not verified off")
+        else:
+            await self._try("stopping the dead-man", self._heart.stop())
+        for name in ("api.sock", "metrics.port", *(f"console-{board}.sock" for board in self.boards)):
+            (self.runtime_dir / name).unlink(missing_ok=True)
+        for lock in self._locks:
+            lock.release()
+        log.info("safe state reached" if self.failure is None else f"ended: {self.failure.message}")
+
+    async def _try(self, what: str, step: Awaitable[object]) -> None:
+        try:
+            await step
+        except Exception as error:
+            log.error("%s failed: %s", what, error)
+            if self.failure is None:
+                self.failure = error if isinstance(error, HilError) else BenchError(f"{what} failed: {error!r}")
+
+    def _signalled(self, number: int) -> None:
+        log.info("received %s", signal.Signals(number).name)
+        self._stop.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """A task the daemon cannot live without: its failure ends the daemon, in the safe state."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("task %s ended", task.get_name(), exc_info=error)
+            self.failure = error if isinstance(error, HilError) else BenchError(f"{task.get_name()} ended: {error!r}")
+            self._stop.set()
+
+    async def _serve_api(self) -> None:
+        import uvicorn
+
+        from hil.bench.api import make_app
+
+        class Server(uvicorn.Server):
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield  # signals are the daemon's: it reaches the safe state before it ends
+
+        config = uvicorn.Config(
+            make_app(self),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=3600,
+            timeout_graceful_shutdown=1,
+        )
+        await Server(config).serve(sockets=[bind_unix(self.bench.api_socket)])
+
+    async def _watch_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._idle_s / 5))
+            if (
+                self._leases.leases()
+                or self._waiting
+                or self._leases.unsettled()
+                or (self.flight is not None and self.flight.state != "ended")
+                or any(board.energized for board in self.boards.values())
+            ):
+                self._busy()
+            elif time.monotonic() > self._busy_until_s:
+                log.info("idle for %g s", self._idle_s)
+                self._stop.set()
+                return
+
+    def _busy(self) -> None:
+        self._busy_until_s = time.monotonic() + self._idle_s
+
+    async def _watch_deadman(self) -> None:
+        while True:
+            await self._heart.died()
+            log.error("the dead-man died")
+            if self.flight is not None and self.flight.state == "running":
+                self.flight.event("deadman", {"alive": False})
+                self.flight.invalidate("the dead-man process died")
+            # The power loops see it at their next tick and switch off; then a new one may take over.
+            await asyncio.gather(*(board.until_off() for board in self.boards.values()))
+            await self._heart.ensure()
+            log.info("a new dead-man watches, pid %s", self._heart.pid)
+
+    # --------------------------------------------------------------------------------------------- its boards
+    def _make_board(self, name: str) -> BoardOwner:
+        _, wires, board_type = self.bench.board(name)
+        console = None
+        if wires.console is not None:
+            console = Console(
+                name,
+                wires.console.port,
+                wires.console.baud,
+                self.state_dir / "console",
+                on_error=lambda error: self._console_failed(name, error),
+            )
+        channels = tuple(
+            Channel(
+                supply=self._supplies[wire.supply],
+                number=wire.channel,
+                intent=Intent(
+                    board=name,
+                    address=self.bench.file.supplies[wire.supply].address,
+                    dialect=self.bench.file.supplies[wire.supply].dialect,
+                    channel=wire.channel,
+                    off_voltage_v=board_type.supply.off_voltage_v,
+                ),
+                on_delay_s=wire.on_delay_s,
+            )
+            for wire in wires.power
+        )
+        return BoardOwner(
+            name,
+            wires,
+            board_type,
+            channels,
+            console,
+            None if wires.payload is None else self._links[wires.payload.link],
+            self._intents,
+            self._heart,
+            on_event=self._board_event,
+            on_sample=self._board_sample,
+            on_failure=self._board_failure,
+        )
+
+    def _flight_of(self, board: BoardOwner) -> FlightControl | None:
+        flight = self.flight
+        return flight if flight is not None and flight.board is board and flight.state != "ended" else None
+
+    def _board_event(self, board: BoardOwner, kind: str, data: dict[str, Any]) -> None:
+        flight = self._flight_of(board)
+        if flight is not None:
+            flight.told(kind, data)
+
+    def _board_sample(self, board: BoardOwner, sample: PowerSample) -> None:
+        flight = self._flight_of(board)
+        board.count_energy(sample, "none" if flight is None else flight.phase)
+        if flight is not None:
+            flight.sampled(sample)
+
+    def _board_failure(self, board: BoardOwner, error: BaseException) -> None:
+        flight = self._flight_of(board)
+        if flight is not None:
+            flight.fail(error if isinstance(error, HilError) else BenchError(f"the power loop ended: {error!r}"))
+
+    def _console_failed(self, name: str, error: BenchError) -> None:
+        log.error("%s", error)
+        flight = self._flight_of(self.boards[name])
+        if flight is not None:
+            flight.fail(error)
+
+    def _board(self, name: str) -> BoardOwner:
+        if name not in self.boards:
+            raise UsageError(
+                f"bench {self.bench.name} has no board {name!r}", hint=f"its boards: {', '.join(self.boards)}"
+            )
+        return self.boards[name]
+
+    def _need(self, token: str | None, name: str) -> BoardOwner:
+        """The board, when `token` holds it now."""
+        board = self._board(name)
+        self._leases.check(token, name, boot_clock())
+        return board
+
+    def _authorize(self, name: str, token: str) -> None:
+        self._need(token, name)
+
+    async def switch_power(self, name: str, action: str, voltage_v: float | None, token: str | None) -> dict[str, Any]:
+        board = self._need(token, name)
+        if action == "off":
+            return await board.off("requested")
+        await self._heart.ensure()
+        return await (board.on(voltage_v) if action == "on" else board.cycle(voltage_v))
+
+    async def read_power(self, name: str) -> dict[str, Any]:
+        return await self._board(name).read()
+
+    def read_link(self, name: str) -> dict[str, Any]:
+        return self._board(name).link_state()
+
+    async def set_link(self, name: str, states: dict[Direction, LinkState] | None, token: str | None) -> dict[str, Any]:
+        board = self._need(token, name)
+        board.need_link()
+        if self._flight_of(board) is not None:
+            raise BenchError(f"the link of board {name} belongs to its flight", hint="end the flight first")
+        return await board.set_link(states)
+
+    async def read_console(self, name: str, since: int, wait_s: float) -> tuple[int, bytes]:
+        console = self._console(self._board(name))
+        await console.wait_beyond(since, wait_s)
+        return console.ring.since(since)
+
+    async def write_console(self, name: str, data: bytes, token: str | None) -> dict[str, Any]:
+        await self._console(self._need(token, name)).write(data)
+        return {"written": len(data)}
+
+    def _console(self, board: BoardOwner) -> Console:
+        if board.console is None:
+            raise UsageError(f"board {board.name} has no console", hint="add `console:` to the bench file")
+        return board.console
+
+    # --------------------------------------------------------------------------------------------- its leases
+    async def acquire(self, body: LeaseBody, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+        """Grant, or wait in line for at most `wait_s`: whoever asked first for a board gets it first."""
+        self._busy()
+        wanted = frozenset(body.boards)
+        turn = asyncio.Event()
+        place = (wanted, turn)
+        deadline = time.monotonic() + body.wait_s
+        self._waiting.append(place)
+        try:
+            while True:
+                ahead = any(others & wanted for others, _ in self._waiting[: self._waiting.index(place)])
+                late = time.monotonic() >= deadline
+                if not ahead or late:
+                    try:
+                        lease, token = await self._grant(body)
+                        break
+                    except BenchError:
+                        if late:
+                            raise
+                if await disconnected():
+                    raise BenchError("the client that waited for the lease is gone")
+                turn.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, min(DISCONNECT_TICK_S, deadline - time.monotonic()))):
+                        await turn.wait()
+        finally:
+            self._waiting.remove(place)
+            self._wake()
+        return {"lease": lease.id, "token": token, **_public(lease)}
+
+    async def _grant(self, body: LeaseBody) -> tuple[Lease, str]:
+        lease, token = await self._write(
+            lambda: self._lease_writer.acquire(
+                body.boards,
+                holder=body.holder,
+                pid=body.pid,
+                ttl_s=body.ttl_s,
+                now_s=boot_clock(),
+                reason=body.reason,
+                preempt=body.preempt,
+            )
+        )
+        log.info("lease %s of %s for %s %s", lease.id, ", ".join(lease.boards), lease.holder, lease.reason)
+        self._watch_holders()
+        # Whoever had them before: first the boards are as that lease's end leaves them.
+        await self._settle()
+        for name in lease.boards:
+            board = self.boards[name]
+            if board.link_held:
+                await board.set_link(None)
+        return lease, token
+
+    async def renew(self, lease_id: str, token: str | None) -> dict[str, Any]:
+        return _public(await self._write(lambda: self._lease_writer.renew(lease_id, token or "", boot_clock())))
+
+    async def release(self, lease_id: str, token: str | None) -> dict[str, Any]:
+        """End a lease; returns when its boards are in their `on_lease_end` state."""
+        await self._write(lambda: self._lease_writer.release(lease_id, token or "", boot_clock()))
+        self._watch_holders()
+        await self._settle()
+        self._wake()
+        return {"released": lease_id}
+
+    def list_leases(self) -> list[dict[str, Any]]:
+        now_s = boot_clock()
+        return [{"lease": item.id, **_public(item), "left_s": item.expires_s - now_s} for item in self._leases.leases()]
+
+    async def _keep_leases(self) -> None:
+        """Notice leases that run out or whose holder dies, and act on every end."""
+        while True:
+            await self._write(lambda: self._lease_writer.expire(boot_clock()))
+            self._watch_holders()
+            await self._settle()
+            self._wake()
+            self._lease_event.clear()
+            expiry_s = self._leases.next_expiry_s()
+            # A death is an event of its own pidfd; only the TTL needs a clock.
+            patience = LEASE_TICK_S if expiry_s is None else min(LEASE_TICK_S, max(0.01, expiry_s - boot_clock()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._lease_event.wait()
+
+    def _watch_holders(self) -> None:
+        """A pidfd for each lease's holder, for as long as the lease lives."""
+        loop = asyncio.get_running_loop()
+        living = {lease.id: lease for lease in self._leases.leases()}
+        for lease_id in [item for item in self._watched if item not in living]:
+            handle = self._watched.pop(lease_id)
+            loop.remove_reader(handle)
+            os.close(handle)
+        for lease in living.values():
+            if lease.pid is None or lease.id in self._watched:
+                continue
+            watch = lease_module.watch_process(lease.pid, lease.pid_start)
+            if watch is None:
+                self._lease_event.set()
+                continue
+            self._watched[lease.id] = watch
+            loop.add_reader(watch, self._holder_ended, lease.id, watch)
+
+    def _holder_ended(self, lease_id: str, handle: int) -> None:
+        asyncio.get_running_loop().remove_reader(handle)
+        log.info("the holder of lease %s has ended", lease_id)
+        self._lease_event.set()
+
+    async def _settle(self) -> None:
+        """Bring boards whose lease ended to their `on_lease_end` state."""
+        async with self._settling:
+            for ended in self._leases.unsettled():
+                try:
+                    await self._end_lease(ended)
+                except HilError as error:
+                    # It stays unsettled and is tried again; nobody else gets the board in that state unnoticed.
+                    log.error("board %s after lease %s: %s", ended.board, ended.lease, error)
+                    if self.boards[ended.board].energized:
+                        raise
+                await self._write(lambda ended=ended: self._lease_writer.settled(ended))  # type: ignore[misc]
+
+    async def _end_lease(self, ended: Ended) -> None:
+        log.info("board %s: lease %s %s", ended.board, ended.lease, ended.cause)
+        board = self.boards.get(ended.board)
+        if board is None:
+            return  # the bench file no longer names it
+        flight = self._flight_of(board)
+        if flight is not None:
+            flight.invalidate(f"the lease ended: {ended.cause}")
+            await flight.end(f"lease {ended.cause}")
+        if board.wires.on_lease_end == "hold" and board.state == "on":
+            await board.hold()
+            return
+        if board.energized or board.state != "off":
+            await board.off(f"lease {ended.cause}")
+        await board.rest()
+        if board.link is not None:
+            await board.link.clear()
+
+    def _wake(self) -> None:
+        for _, turn in self._waiting:
+            turn.set()
+
+    def _open_leases(self) -> LeaseStore:
+        return LeaseStore(
+            self.state_dir / "leases.sqlite",
+            self.bench.file.boards,
+            boot_id=lease_module.host_boot_id(),
+            started=lease_module.process_started,
+        )
+
+    async def _write(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._lease_thread, work)
+
+    # --------------------------------------------------------------------------------------------- its flight
+    async def start_flight(self, body: FlightBody, token: str | None) -> dict[str, Any]:
+        board = self._need(token, body.board)
+        async with self._flight_lock:
+            if self.flight is not None and self.flight.state != "ended":
+                raise BenchError(
+                    f"a flight of board {self.flight.board.name} is running",
+                    hint="one flight a bench at a time: wait for it, or end it",
+                )
+            await self._heart.ensure()
+            self.flight = None
+            self.flight = await FlightControl.begin(
+                board, Path(body.mission_path), Path(body.run_dir), body.start_s, await self._meta(board)
+            )
+        return self.flight.describe()
+
+    async def _meta(self, board: BoardOwner) -> dict[str, str]:
+        supply = board.channels[0].supply
+        await supply.open()
+        facts = {"bench": self.bench.name, "hil_version": hil.__version__, "supply": str(supply.identity)}
+        if board.link is not None:
+            facts["link_box"] = str(await board.link.preflight())
+        return facts
+
+    def flight_state(self) -> dict[str, Any] | None:
+        return None if self.flight is None else self.flight.describe()
+
+    async def change_clock(self, body: ClockBody, token: str | None) -> dict[str, Any]:
+        flight = self._need_flight(token)
+        if (body.rate is None) == (body.skip_to is None):
+            raise UsageError("a change of the clock is either `rate` or `skip_to`")
+        if body.rate is not None:
+            return await flight.set_rate(body.rate, body.cause)
+        return await flight.skip_to(float(body.skip_to or 0.0), body.assumed_board_w, body.cause)
+
+    def record(self, table: str, rows: Sequence[dict[str, Any]], token: str | None) -> dict[str, Any]:
+        return {"recorded": self._need_flight(token).record(table, rows)}
+
+    def event(self, kind: str, fields: dict[str, Any], token: str | None) -> dict[str, Any]:
+        self._need_flight(token).event(kind, fields)
+        return {}
+
+    async def end_flight(self, token: str | None) -> dict[str, Any]:
+        if self.flight is not None and self.flight.state == "ended":
+            return {"state": "ended", "invalid": list(self.flight.invalid)}
+        return await self._need_flight(token).end("requested")
+
+    def _need_flight(self, token: str | None) -> FlightControl:
+        if self.flight is None:
+            raise BenchError("no flight is running", hint="hil mission fly")
+        self._need(token, self.flight.board.name)
+        return self.flight
+
+    # --------------------------------------------------------------------------------------------- its account
+    def status(self) -> dict[str, Any]:
+        self._busy()
+        holders = {board: item for item in self._leases.leases() for board in item.boards}
+        return {
+            "bench": self.bench.name,
+            "bench_file": str(self.bench.path),
+            "bench_sha256": self._digest,
+            "version": hil.__version__,
+            "pid": os.getpid(),
+            "up_s": time.time() - self._started_s,
+            "metrics": f"http://127.0.0.1:{self._metrics_port}/metrics",
+            "log": str(self.state_dir / "daemon.log"),
+            "boards": {name: self._board_status(board, holders.get(name)) for name, board in self.boards.items()},
+            "flight": None if self.flight is None else self.flight.describe(),
+            "deadman": {"alive": self._heart.alive, "armed": self._heart.armed > 0, "pid": self._heart.pid},
+        }
+
+    def _board_status(self, board: BoardOwner, lease: Lease | None) -> dict[str, Any]:
+        console = board.console
+        return {
+            "type": board.type.name,
+            "state": board.state,
+            "fault": board.fault,
+            "power_epoch": board.power_epoch,
+            "power": None if board.last is None else board.last.row(),
+            "link": None if board.link is None else board.link_state(),
+            "lease": None if lease is None else {"lease": lease.id, **_public(lease)},
+            "console": None
+            if console is None
+            else {
+                "connected": console.connected,
+                "bytes": console.ring.end,
+                "last_line": console.last_line,
+                "reason": "" if console.connected else console.reason,
+            },
+        }
+
+    def _metrics(self) -> BenchMetrics:
+        def one(board: BoardOwner) -> Any:
+            flight = self._flight_of(board)
+            if flight is None:
+                return board.metrics(None, "none")
+            return board.metrics(flight.metrics(), flight.phase)
+
+        return BenchMetrics(
+            bench=self.bench.name,
+            version=hil.__version__,
+            deadman_alive=self._heart.alive,
+            leases=len(self._leases.leases()),
+            boards=tuple(one(board) for board in self.boards.values()),
+        )
+
+
+def serve(bench: Bench, *, idle_s: float = IDLE_S, to_terminal: bool = True) -> int:
+    """Run the daemon of `bench` in this process until it is stopped or idle; returns the exit code.
+
+    Raises BenchError when another daemon serves this bench. The log goes to the bench's state directory.
+    """
+    lock = _lock(bench)
+    try:
+        _log_to(bench.state_dir / "daemon.log", to_terminal)
+        return int(asyncio.run(_main(bench, idle_s)))
+    finally:
+        os.close(lock)
+
+
+async def _main(bench: Bench, idle_s: float) -> ExitCode:
+    return await Daemon(bench, idle_s).run()
+
+
+def _lock(bench: Bench) -> int:
+    path = bench.runtime_dir / "daemon.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+        os.close(handle)
+        raise BenchError(
+            f"process {owner or '?'} already serves bench {bench.name}", hint="hil bench status, hil bench stop"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+def _log_to(path: Path, to_terminal: bool) -> None:
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+    ]
+    if to_terminal:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("paramiko").setLevel(logging.WARNING)
+
+
+def _addresses(bench: Bench) -> list[str]:
+    return sorted(
+        {wire.address for wire in bench.file.supplies.values()} | {wire.address for wire in bench.file.links.values()}
+    )
+
+
+def _link_driver(bench: Bench, name: str) -> NetemSsh:
+    wire = bench.file.links[name]
+    return NetemSsh.at(
+        name,
+        host=wire.host,
+        port=wire.port,
+        user=wire.user,
+        key=wire.key,
+        known_hosts=wire.known_hosts,
+        uplink_interface=wire.uplink_interface,
+        downlink_interface=wire.downlink_interface,
+    )
+
+
+def _public(lease: Lease) -> dict[str, Any]:
+    """A lease without what only its holder may know."""
+    hidden = ("id", "pid_start")
+    return {name: value for name, value in asdict(lease).items() if name not in hidden}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m hil.bench.daemon BENCH`: how a client starts it."""
+    parser = argparse.ArgumentParser(prog="python -m hil.bench.daemon")
+    parser.add_argument("bench", type=Path)
+    parser.add_argument("--idle-s", type=float, default=IDLE_S)
+    arguments = parser.parse_args(argv)
+    try:
+        return serve(load_bench(arguments.bench), idle_s=arguments.idle_s, to_terminal=False)
+    except HilError as error:
+        print(error, file=sys.stderr, flush=True)
+        return int(error.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,556 @@
+"""The daemon on a virtual supply with a recorded load: leases, power, flights, and everything that can break.
+
+The supply runs in a process of its own and is asked through a plain socket, never through hil.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hil.bench.journal import read_events
+from hil.client import Bench, Lease, attach
+from hil.client.http import DaemonGone, Http
+from hil.errors import BenchError, UsageError
+from hil.inventory import load_bench
+from hil.model import LinkState
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SUPPLY = """
+import asyncio, sys
+from hil.virtual.supply import RecordedLoad, serve_supply
+loads = {n: RecordedLoad(((0.0, 12.0), (2.0, 5.0)), undervoltage_lockout_v=10.0) for n in (1, 2)}
+ready = lambda supply: print(supply.port, flush=True)
+asyncio.run(serve_supply("rigol-dp800", "127.0.0.1", int(sys.argv[1]), loads, ready=ready))
+"""
+
+BOARD_TYPE = """
+schema: 1
+name: recorded
+title: A recorded load
+arch: aarch64
+hardware: virtual
+supply: {voltage_min_v: 11, voltage_nominal_v: 15, voltage_max_v: 19, undervoltage_lockout_v: 10, current_max_a: 2.5,
+  power_max_w: 30, overvoltage_protection_v: 20, overcurrent_protection_a: 2.8, inrush_s: 0.1, off_dwell_s: 0.1}
+power: {idle_w: 5, inference_w: 12, source: recorded}
+"""
+
+BENCH = """
+schema: 1
+name: recorded
+board_types: {types}
+supplies:
+  psu1: {{driver: scpi, dialect: rigol-dp800, address: "tcp://127.0.0.1:{port}"}}
+boards:
+  b1: {{type: recorded, power: [{{supply: psu1, channel: 1}}], on_lease_end: "off"}}
+  b2: {{type: recorded, power: [{{supply: psu1, channel: 2}}], on_lease_end: hold}}
+"""
+
+
+def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> float:
+    """Seconds until `condition` holds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < timeout_s, f"waited {timeout_s} s in vain {what}"
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+class SupplyProcess:
+    """The virtual supply, and a plain socket to ask it."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", SUPPLY, str(port)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline())
+
+    def ask(self, *lines: str) -> str:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as sock:
+            sock.sendall("".join(f"{line}\n" for line in lines).encode())
+            return sock.makefile().readline().strip()
+
+    def volts(self, channel: int = 1) -> float:
+        return float(self.ask(f":MEAS:VOLT? CH{channel}"))
+
+    def is_on(self, channel: int = 1) -> bool:
+        return self.ask(f":OUTP? CH{channel}") == "ON"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class Lab:
+    """A bench file on a running supply, and the daemon that clients start for it."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "types").mkdir()
+        (directory / "types/recorded.yaml").write_text(BOARD_TYPE)
+        self.supply = SupplyProcess()
+        self.path = directory / "bench.yaml"
+        self.path.write_text(BENCH.format(types=directory / "types", port=self.supply.port))
+        self.bench = load_bench(self.path)
+        self.runs = directory / "runs"
+
+    def attach(self, start: bool = True) -> Bench:
+        return attach(self.bench, start=start)
+
+    def close(self) -> None:
+        try:
+            with self.attach(start=False) as daemon:
+                daemon.stop(force=True)
+        except (DaemonGone, BenchError):
+            pass
+        self.supply.kill()
+
+    def log(self) -> str:
+        return (self.bench.state_dir / "daemon.log").read_text()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    lab = Lab(tmp_path)
+    yield lab
+    lab.close()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
+
+
+def test_a_board_is_powered_under_a_lease_and_off_when_it_is_released(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        board = daemon.board("b1", lease)
+        reading = board.power.on()
+        assert reading.output_on
+        assert 14.9 < reading.voltage_v < 15.1
+        assert lab.supply.is_on()
+        until(lambda: 11 < daemon.board("b1").power.read().power_w < 13)
+        status = daemon.status()
+        assert status["boards"]["b1"]["lease"]["holder"].endswith(lease_name())
+        assert status["deadman"] == {"alive": True, "armed": True, "pid": status["deadman"]["pid"]}
+        lease.release()
+        assert not lab.supply.is_on()
+        assert lab.supply.volts() < 0.6
+        assert daemon.status()["boards"]["b1"]["state"] == "off"
+        with pytest.raises(BenchError, match="was released"):
+            board.power.on()
+
+
+def lease_name() -> str:
+    return Path(sys.argv[0]).name
+
+
+def test_what_needs_a_lease_says_so_and_what_is_not_wired_too(lab: Lab) -> None:
+    with lab.attach() as daemon:
+        watcher = daemon.board("b1")
+        assert watcher.power.read().output_on is False
+        with pytest.raises(BenchError, match="only under a lease"):
+            watcher.power.on()
+        with pytest.raises(BenchError, match="under a lease"):
+            daemon.http.call("POST", "/v1/boards/b1/power", {"action": "on"}, token=None)
+        with pytest.raises(UsageError, match="no link emulator"):
+            watcher.link.state()
+        with pytest.raises(UsageError, match="no board 'b9'"):
+            daemon.http.get("/v1/boards/b9/power")
+        with pytest.raises(UsageError, match="extra"):
+            daemon.http.call("POST", "/v1/stop", {"extra": 1})
+        with daemon.lease(["b1"]) as lease:
+            board = daemon.board("b1", lease)
+            with pytest.raises(UsageError, match="no link emulator"):
+                board.link.set(LinkState(delay_s=0.01))
+            with pytest.raises(UsageError, match="has no console"):
+                board.console.mark()
+            with pytest.raises(BenchError, match="25 V is outside"):
+                board.power.on(25.0)
+            with pytest.raises(BenchError, match="not for board b2"):
+                daemon.http.call("POST", "/v1/boards/b2/power", {"action": "on"}, token=lease.token)
+        assert not lab.supply.is_on()
+
+
+def test_a_second_client_waits_its_turn_and_gets_the_board_quickly(lab: Lab) -> None:
+    with lab.attach() as daemon:
+        first = daemon.lease(["b1", "b2"])
+        with pytest.raises(BenchError, match="board b1 is leased by"):
+            daemon.lease(["b1"])
+        got: list[float] = []
+
+        def wait() -> None:
+            with lab.attach() as other, other.lease(["b2"], wait_s=10):
+                got.append(time.monotonic())
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        until(lambda: daemon.http.get("/v1/leases"))
+        time.sleep(0.2)  # the waiter is in line by then; the assertion below holds in either case
+        released = time.monotonic()
+        first.release()
+        thread.join(timeout=10)
+        assert got
+        assert got[0] - released < 1.0
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hil.client import attach
+from hil.inventory import load_bench
+daemon = attach(load_bench(Path(sys.argv[1])))
+lease = daemon.lease([sys.argv[2]])
+daemon.board(sys.argv[2], lease).power.on()
+print(daemon.status()["pid"], flush=True)
+time.sleep(600)
+"""
+
+
+def holder(lab: Lab, board: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lab.path), board], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize(("board", "channel", "stays"), [("b1", 1, False), ("b2", 2, True)], ids=["off", "hold"])
+def test_a_killed_holder_leaves_the_board_as_on_lease_end_says(lab: Lab, board: str, channel: int, stays: bool) -> None:
+    process = holder(lab, board)
+    assert lab.supply.is_on(channel)
+    process.kill()
+    process.communicate()
+    with lab.attach(start=False) as daemon:
+        until(lambda: not daemon.leases(), 3.0)
+        if stays:
+            assert f"board {board}: lease" in lab.log()
+            assert lab.supply.is_on(channel)
+        else:
+            until(lambda: not lab.supply.is_on(channel), 2.0)
+        with daemon.lease([board]) as lease:  # the board can be had again at once
+            daemon.board(board, lease).power.off()
+            assert not lab.supply.is_on(channel)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_daemon_leaves_the_outputs_off_and_the_next_knows_the_leases(lab: Lab, number: int) -> None:
+    daemon = lab.attach()
+    lease = daemon.lease(["b1"], ttl_s=60)
+    daemon.board("b1", lease).power.on()
+    pid = daemon.status()["pid"]
+    os.kill(pid, number)
+    assert until(lambda: not lab.supply.is_on(), 5.0) < 2.0
+    assert until(lambda: lab.supply.volts() < 0.6, 5.0) < 2.0
+    until(lambda: gone(pid), 5.0)
+    daemon.http.close()
+    again = lab.attach()
+    assert again.status()["pid"] != pid
+    assert [(item["lease"], item["boards"]) for item in again.leases()] == [(lease.id, ["b1"])]
+    with pytest.raises(BenchError, match="leased"):
+        again.lease(["b1"])
+    # The client that had it goes on with the same token.
+    daemon.board("b1", lease).power.on()
+    assert lab.supply.is_on()
+    lease.release()
+    assert not lab.supply.is_on()
+    again.close()
+    daemon.close()
+
+
+def test_an_output_left_on_by_a_dead_run_is_switched_off_before_anything_else(lab: Lab) -> None:
+    from hil.bench.safety import Intent, IntentJournal
+
+    lab.supply.ask(":APPL CH1,15,2", ":OUTP CH1,ON", ":OUTP? CH1")
+    assert lab.supply.is_on()
+    address = f"tcp://127.0.0.1:{lab.supply.port}"
+    IntentJournal(lab.bench.state_dir / "intent.jsonl").opened(Intent("b1", address, "rigol-dp800", 1, 0.6))
+    with lab.attach() as daemon:
+        assert not lab.supply.is_on()
+        assert "leftover of a dead run" in lab.log()
+        assert daemon.status()["boards"]["b1"]["state"] == "off"
+
+
+def test_an_output_that_somebody_else_switched_on_is_not_taken_over(lab: Lab) -> None:
+    lab.supply.ask(":APPL CH1,5,1", ":OUTP CH1,ON", ":OUTP? CH1")
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        with pytest.raises(BenchError, match="this bench did not switch it on"):
+            daemon.board("b1", lease).power.on()
+        assert lab.supply.is_on()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_daemon_reaches_the_safe_state_first(lab: Lab, number: int) -> None:
+    with lab.attach() as daemon:
+        lease = daemon.lease(["b1"])
+        daemon.board("b1", lease).power.on()
+        with pytest.raises(BenchError, match="b1 leased by"):
+            daemon.stop()
+        pid = daemon.status()["pid"]
+        deadman = daemon.status()["deadman"]["pid"]
+        os.kill(pid, number)
+        until(lambda: gone(pid), 10)
+    assert not lab.supply.is_on()
+    assert "safe state reached" in lab.log()
+    assert gone(deadman)
+    assert not lab.bench.api_socket.exists()
+    with pytest.raises(DaemonGone):
+        lab.attach(start=False)
+
+
+def test_a_dead_deadman_means_safe_state_and_a_new_one(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        board = daemon.board("b1", lease)
+        board.power.on()
+        os.kill(daemon.status()["deadman"]["pid"], signal.SIGKILL)
+        assert until(lambda: not lab.supply.is_on(), 5.0) < 2.0
+        until(lambda: daemon.status()["deadman"]["alive"], 5.0)
+        assert "dead-man process is gone" in daemon.status()["boards"]["b1"]["fault"]
+        board.power.on()
+        assert lab.supply.is_on()
+
+
+def test_many_clients_start_one_daemon(lab: Lab) -> None:
+    pids: list[int] = []
+
+    def start() -> None:
+        with lab.attach() as daemon:
+            pids.append(daemon.status()["pid"])
+
+    threads = [threading.Thread(target=start) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pids) == 5
+    assert len(set(pids)) == 1
+
+
+def test_a_second_bench_file_cannot_drive_the_same_instrument(lab: Lab, tmp_path: Path) -> None:
+    with lab.attach():
+        other = tmp_path / "other.yaml"
+        other.write_text(lab.path.read_text().replace("name: recorded", "name: thief"))
+        with pytest.raises(BenchError, match=r"(?s)ended at once.*another process on this host drives the instrument"):
+            attach(load_bench(other))
+
+
+def test_a_changed_bench_file_is_noticed(lab: Lab) -> None:
+    with lab.attach():
+        lab.path.write_text(lab.path.read_text() + "# moved a wire\n")
+        with pytest.raises(BenchError, match="older version"):
+            lab.attach()
+        lab.path.write_text(lab.path.read_text().replace("# moved a wire\n", ""))
+
+
+def test_it_ends_by_itself_when_idle_but_not_under_a_lease(lab: Lab) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "hil.bench.daemon", str(lab.path), "--idle-s", "0.5"])
+    until(lab.bench.api_socket.exists)
+    with lab.attach(start=False) as daemon, daemon.lease(["b1"]):
+        time.sleep(1.0)  # twice the idle time
+        assert process.poll() is None
+    assert process.wait(timeout=10) == 0
+
+
+def test_metrics_exist_from_the_start_at_zero_and_only_on_loopback(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        address = daemon.status()["metrics"]
+        assert address.startswith("http://127.0.0.1:")
+        before = scrape(address)
+        assert before['hil_board_energy_joules_total{board="b1",phase="umbra"}'] == 0
+        assert before['hil_inference_output_tokens_total{board="b1",phase="sunlit"}'] == 0
+        assert before["hil_deadman_alive"] == 1
+        assert before["hil_leases"] == 1
+        daemon.board("b1", lease).power.on()
+        key = 'hil_board_energy_joules_total{board="b1",phase="none"}'
+        until(lambda: scrape(address)[key] > 1)
+        now = scrape(address)
+        assert 11 < now['hil_board_power_watts{board="b1"}'] < 13
+        assert now['hil_board_power_commanded{board="b1"}'] == 1
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(address.replace("/metrics", "/v1/status"))
+
+
+def scrape(address: str) -> dict[str, float]:
+    with urllib.request.urlopen(address) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+# ------------------------------------------------------------------------------------------------------- flights
+MISSION = ROOT / "fixtures/missions/short.yaml"
+
+
+def fly(lab: Lab, daemon: Bench, lease: Lease, start_s: float = 0.0):
+    return daemon.flight("b1", MISSION, lab.runs / "run", lease, start_s)
+
+
+def rows(lab: Lab, query: str) -> list[tuple[float, ...]]:
+    with sqlite3.connect(lab.runs / "run/telemetry.sqlite") as database:
+        return database.execute(query).fetchall()
+
+
+def kinds(lab: Lab) -> list[str]:
+    return [event["kind"] for event in read_events(lab.runs / "run/events.jsonl")]
+
+
+def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        board = daemon.board("b1", lease)
+        flight = fly(lab, daemon, lease)
+        board.power.on()
+        state = flight.state()
+        assert state["state"] == "running"
+        assert state["power"]["state"] == "on"
+        bus_v = state["power"]["bus_voltage_v"]
+        assert abs(board.power.read().voltage_v - bus_v) < 0.2
+        assert bus_v > 15.5  # the battery's, not the board type's nominal 15 V
+        flight.record_tokens("q1", 3, "payload")
+        flight.progress("upload_bytes", 1000)
+        flight.clock(60.0, cause="upload")
+        until(lambda: flight.state()["t_mission"] > 60)
+        skipped = flight.skip_to(20000.0, cause="next contact")
+        assert skipped["skipped_s"] > 19000
+        assert 4 < skipped["assumed_board_w"] < 13
+        assert flight.skip_to(100.0)["skipped_s"] == 0  # passed already
+        with pytest.raises(UsageError, match="mission ends at"):
+            flight.skip_to(1e9)
+        flight.clock(1.0)
+        assert flight.state()["t_mission"] > 20000
+        with pytest.raises(BenchError, match="flight of board b1 is running"):
+            fly(lab, daemon, lease)
+        ended = flight.end()
+        assert ended == {"state": "ended", "invalid": []}
+        assert not lab.supply.is_on()
+        assert flight.end() == {}
+        assert daemon.http.get("/v1/flight")["tokens"] == 3
+    assert rows(lab, "SELECT kind, rate, cause FROM clock ORDER BY wall_start_s, rowid") == [
+        ("run", 1.0, "start"),
+        ("run", 60.0, "upload"),
+        ("skip", 60.0, "next contact"),
+        ("run", 1.0, ""),
+    ]
+    assert rows(lab, "SELECT query, n, plane, board FROM tokens") == [("q1", 3, "payload", "b1")]
+    assert rows(lab, "SELECT kind, value FROM progress") == [("upload_bytes", 1000)]
+    (count, power, energy, late) = rows(
+        lab, "SELECT count(*), max(power_w), max(energy_j), max(lateness_s) FROM power WHERE soc IS NOT NULL"
+    )[0]
+    assert count > 10
+    assert 11 < power < 13
+    assert energy > 5
+    assert late < 1
+    for kind in ("flight_started", "board_on", "clock", "model_advanced", "board_off", "flight_ended"):
+        assert kind in kinds(lab)
+    assert (lab.runs / "run/timeline.npz").exists()
+
+
+def test_metrics_of_a_flight(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        address = daemon.status()["metrics"]
+        flight = fly(lab, daemon, lease)
+        daemon.board("b1", lease).power.on()
+        flight.record_tokens("q1", 5, "payload")
+        flight.flush()
+        now = scrape(address)
+        label = flight.state()["phase"]["label"]
+        assert now[f'hil_orbit_phase{{board="b1",phase="{label}"}}'] == 1
+        assert sum(value for key, value in now.items() if key.startswith("hil_orbit_phase") and "b1" in key) == 1
+        assert now[f'hil_inference_output_tokens_total{{board="b1",phase="{label}"}}'] == 5
+        assert 0 < now['hil_battery_state_of_charge_ratio{board="b1"}'] <= 1
+        assert now['hil_bus_voltage_volts{board="b1"}'] > 12
+        assert now['hil_mission_clock_rate{board="b1"}'] == 1
+        flight.end()
+
+
+def test_a_lost_supply_is_an_error_an_invalid_run_and_the_outputs_off(lab: Lab) -> None:
+    with lab.attach() as daemon:
+        lease = daemon.lease(["b1"])
+        flight = fly(lab, daemon, lease)
+        daemon.board("b1", lease).power.on()
+        lab.supply.kill()  # the cable and the instrument at once: its outputs are off with it
+
+        def failed() -> bool:
+            try:
+                flight.state()
+            except BenchError as error:
+                return "no measurement" in error.message or "is gone" in error.message or "connect" in error.message
+            return False
+
+        until(failed, 15)
+        lab.supply = SupplyProcess(lab.supply.port)
+        with pytest.raises(BenchError):
+            daemon.board("b1", lease).power.on()  # the daemon is gone or says why it cannot
+    invalid = [event for event in read_events(lab.runs / "run/events.jsonl") if event["kind"] == "invalid"]
+    assert invalid
+    assert not lab.supply.is_on()
+
+
+def test_a_killed_campaign_ends_the_flight_and_switches_off(lab: Lab) -> None:
+    script = HOLDER.replace(
+        "daemon.board(sys.argv[2], lease).power.on()\n",
+        "flight = daemon.flight('b1', Path(sys.argv[3]), Path(sys.argv[4]), lease)\n"
+        "daemon.board('b1', lease).power.on()\n",
+    )
+    argv = [sys.executable, "-c", script, str(lab.path), "b1", str(MISSION), str(lab.runs / "run")]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    assert lab.supply.is_on()
+    process.kill()
+    process.communicate()
+    until(lambda: not lab.supply.is_on(), 5)
+    with lab.attach(start=False) as daemon:
+        until(lambda: daemon.http.get("/v1/flight")["state"] == "ended", 5)
+        assert daemon.http.get("/v1/flight")["invalid"] == ["the lease ended: holder_died"]
+    events = read_events(lab.runs / "run/events.jsonl")
+    assert [event["kind"] for event in events][-1] == "flight_ended"
+
+
+def test_figures(lab: Lab, record_property: Callable[[str, object], None]) -> None:
+    """Loose bounds here; the figures themselves are for the report."""
+    with lab.attach() as daemon:
+        calls, leases = [], []
+        for _ in range(50):
+            start = time.perf_counter()
+            daemon.http.get("/v1/leases")
+            calls.append(time.perf_counter() - start)
+        for _ in range(20):
+            start = time.perf_counter()
+            lease = daemon.lease(["b1"])
+            leases.append(time.perf_counter() - start)
+            lease.release()
+        with daemon.lease(["b1"]) as lease:
+            daemon.board("b1", lease).power.on()
+            lateness = []
+            for _ in range(20):
+                lateness.append(daemon.status()["boards"]["b1"]["power"]["lateness_s"])
+                time.sleep(0.1)
+    figures = {
+        "api_call_p50_ms": statistics.median(calls) * 1e3,
+        "lease_acquire_p50_ms": statistics.median(leases) * 1e3,
+        "power_loop_lateness_max_ms": max(lateness) * 1e3,
+    }
+    print(json.dumps(figures))
+    for name, value in figures.items():
+        record_property(name, round(value, 3))
+    assert figures["api_call_p50_ms"] < 50
+    assert figures["lease_acquire_p50_ms"] < 500
+
+
+def test_nobody_answers_without_a_daemon(lab: Lab) -> None:
+    with pytest.raises(DaemonGone, match="no bench daemon answers"):
+        Http(lab.bench.api_socket).get("/v1/status")
