@@ -188,7 +188,8 @@ def _build(bench: VirtualBench, progress: Progress) -> None:
     host_key = ssh_key(bench.cache, "board_host_ed25519")
     for board in bench.boards:
         trust_host(bench.cache, "127.0.0.1", board.mgmt_port, host_key)
-        trust_host(bench.cache, board.payload_address, 22, host_key)
+        if bench.linkbox_mgmt_port is not None:
+            trust_host(bench.cache, board.payload_address, 22, host_key)
     if bench.linkbox_mgmt_port is not None:
         ensure_linkbox_image(bench.cache, bench.linkbox_mgmt_port, progress)
 
