@@ -60,7 +60,9 @@ def _numbers(events: Iterable[Event], name: str) -> list[tuple[float, Event]]:
 
 
 def _extreme(pairs: Sequence[tuple[float, Event]], pick: Callable[..., Any], what: str) -> Measured:
-    value, event = pick(pairs, key=lambda pair: pair[0])
+    # Comparisons with a NaN would hide it behind any other value.
+    broken = [pair for pair in pairs if not np.isfinite(pair[0])]
+    value, event = broken[0] if broken else pick(pairs, key=lambda pair: pair[0])
     times = tuple(_span(item) for _, item in pairs)
     return Measured(value, f"{what} of {len(pairs)} ({event.kind}), at mission time {_clock(event.t_mission)}", times)
 
@@ -304,7 +306,8 @@ def _recover_answer(record: Record) -> Measured:
 
 
 def _off_verified(record: Record) -> Measured:
-    return _extreme(_numbers(_events(record, "board_off"), "verified_v"), max, "highest")
+    _events(record, "board_off")
+    return _extreme(_numbers(record.of("board_off", "load_shed"), "verified_v"), max, "highest")
 
 
 def _power_max(record: Record) -> Measured:
@@ -330,9 +333,13 @@ def _inference_power(record: Record) -> Measured:
     return Measured(busy - idle, evidence)
 
 
+# Causes of link states that no orbital edge scheduled: they are applied at once, whenever they are asked for.
+_NO_EDGE = ("track", "clock", "skip", "start")
+
+
 def _lateness(record: Record, share: float | None) -> Measured:
     link = record.link
-    edges = (link.cause != "track") & np.isfinite(link.acknowledged_s) & np.isfinite(link.scheduled_s)
+    edges = ~np.isin(link.cause, _NO_EDGE) & np.isfinite(link.acknowledged_s) & np.isfinite(link.scheduled_s)
     late = (link.acknowledged_s - link.scheduled_s)[edges]
     if not len(late):
         raise NoEvidence("no link edge with its times in telemetry.sqlite")
@@ -391,11 +398,8 @@ _LEDGER_SINKS = (
 
 def _deadman(record: Record) -> Measured:
     _flown(record)
-    told = record.of("deadman")
-    if not told:
-        raise NoEvidence("the dead-man never reported")
-    dead = [event for event in told if event.get("alive") is False]
-    return Measured(not dead, f"{len(told)} reports, {len(dead)} of its death")
+    dead = [event for event in record.of("deadman") if event.get("alive") is False]
+    return Measured(not dead, f"deaths of the dead-man that the daemon noticed in flight: {len(dead)}")
 
 
 def _j_per_token(phase: str | None) -> Callable[[Record], Measured]:
@@ -517,7 +521,10 @@ _ALL: tuple[Measure, ...] = (
         _recover_answer,
     ),
     Measure(
-        "power.off_verified_v.max", "V", "Highest voltage measured after the output was switched off.", _off_verified
+        "power.off_verified_v.max",
+        "V",
+        "Highest voltage measured after the output was switched off, by command or by load shedding.",
+        _off_verified,
     ),
     Measure("power.max_w", "W", "Highest measured power.", _power_max),
     Measure(
@@ -560,7 +567,9 @@ _ALL: tuple[Measure, ...] = (
     ),
     Measure("energy.j_per_token.sun", "J/token", "The same, in full sunlight only.", _j_per_token(derive.SUN)),
     Measure("energy.j_per_token.eclipse", "J/token", "The same, in the umbra only.", _j_per_token(derive.ECLIPSE)),
-    Measure("deadman.alive", "", "The dead-man reported and never died during the flight.", _deadman),
+    Measure(
+        "deadman.alive", "", "The dead-man never died during the flight, which its daemon watched to the end.", _deadman
+    ),
     Measure("clock.overruns", "setpoints", "Setpoints that came later than their overrun bound.", _overruns),
     Measure("steps.finished", "steps", "Steps of the mission that finished in order.", _steps_finished),
 )

@@ -376,6 +376,14 @@ def _event(event: Event) -> str | None:
         case "board_off":
             volts = get("verified_v")
             return "Output off" + ("" if volts is None else f", verified at {volts:.2f} V")
+        case "tripped":
+            return f"Supply tripped: {get('cause')}"
+        case "envelope_breach":
+            return f"Outside the board's envelope: {get('cause')}"
+        case "power_on_failed":
+            return f"Power on failed: {get('error')}"
+        case "deadman" if get("alive") is False:
+            return "The dead-man died"
         case "invalid":
             return f"Not measurable: {get('reason')}"
         case "error":
@@ -478,12 +486,12 @@ def _modelled(record: Record, mission: MissionFile) -> list[str]:
     for event in record.of("upload_done"):
         if event.get("preloaded"):
             told.append(f"{event['preloaded'] / 1e6:.1f} MB of the model were put on the board beforehand, over mgmt.")
-    jumps = [event for event in record.of("clock") if event.get("assumed_board_w") is not None]
-    told += [
-        f"Jump at mission time {plot.clock_text(event.t_mission or 0)}: the board was taken to draw "
-        f"{float(event['assumed_board_w']):.1f} W in it."
-        for event in jumps
-    ]
+    watts = [float(e["assumed_board_w"]) for e in record.of("clock") if e.get("assumed_board_w") is not None]
+    if watts:
+        told.append(
+            f"In {len(watts)} jumps of the mission clock the charge was advanced by model, with the board taken to draw "
+            f"{min(watts):.1f} to {max(watts):.1f} W (unless told otherwise, its mean just before)."
+        )
     return told
 
 

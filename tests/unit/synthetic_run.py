@@ -60,15 +60,15 @@ class SyntheticRun:
         if rate != self.clock.rate:
             self.clock.set_rate(rate, self.t)
             self.causes.append(cause)
-            self.event("clock", rate_to=rate, cause=cause)
-            self.links("rate")
+            self.journal.write("clock", rate=rate, skipped_s=0.0, cause=cause)
+            self.links("clock")
 
     def skip(self, seconds: float, cause: str, *, sunlit: float = 1.0, soc: float | None = None) -> None:
         self.clock.skip_to(self.m + seconds, self.t)
         self.causes.append(cause)
         self.sunlit = sunlit
         self.soc = self.soc if soc is None else soc
-        self.event("clock", skip_s=seconds, cause=cause)
+        self.event("clock", skipped_s=seconds, cause=cause, assumed_board_w=round(self.board_w, 2), label="modelled")
         self.links("skip")
 
     def links(self, cause: str) -> None:
@@ -211,7 +211,6 @@ def write(directory: Path, *, answer_after: str = PLANETS, crossed: bool = True)
     run = SyntheticRun(directory)
     run.crossed = crossed
     run.event("flight_started", board="vb1")
-    run.event("deadman", alive=True, armed=True)
     run.links("start")
     run.counters()
     run.step("boot")
