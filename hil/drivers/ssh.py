@@ -92,7 +92,7 @@ def dial(
         raise BenchError(f"{name} has another host key than the one pinned in {known_hosts}", hint=trust) from error
     except paramiko.AuthenticationException as error:
         if expired.is_set():
-            raise ShellTimeout(f"SSH to {user}@{name}: no answer within {timeout_s:g} s") from error
+            raise ShellTimeout(f"SSH to {user}@{name}: no answer within {timeout_s:.1f} s") from error
         raise BenchError(
             f"{name} does not accept the key {key} for user {user}", hint="check `key` and `user`"
         ) from error
@@ -102,7 +102,7 @@ def dial(
         if "not found in known_hosts" in str(error):
             raise BenchError(f"{name} has no pinned host key in {known_hosts}", hint=trust) from error
         if expired.is_set():
-            raise ShellTimeout(f"SSH to {user}@{name}: no answer within {timeout_s:g} s") from error
+            raise ShellTimeout(f"SSH to {user}@{name}: no answer within {timeout_s:.1f} s") from error
         raise ShellLost(f"SSH to {user}@{name}: {error}") from error
     finally:
         watchdog.cancel()
@@ -152,10 +152,10 @@ class Shell:
         try:
             sock = payload_broker.connect(broker, host, port, timeout_s, sndbuf)
         except TimeoutError as error:
-            raise ShellTimeout(f"SSH to {name}: no answer within {timeout_s:g} s") from error
+            raise ShellTimeout(f"SSH to {name}: no answer within {timeout_s:.1f} s") from error
         except OSError as error:
             raise ShellLost(f"SSH to {name}: {error.strerror or error}") from error
-        left_s = max(0.5, deadline - time.monotonic())
+        left_s = max(0.1, deadline - time.monotonic())
         client = dial(sock, host=host, port=port, user=user, key=key, known_hosts=known_hosts, timeout_s=left_s)
         return cls(client, sock, name)
 
@@ -308,7 +308,7 @@ class Shell:
         with contextlib.suppress(Exception):  # the link may be the reason; the caller reports the time-out
             channel = self._transport.open_session(timeout=_GRACE_S)
             channel.settimeout(_GRACE_S)
-            channel.exec_command(f"kill -KILL -- -{pid} 2>/dev/null || kill -KILL {pid}")
+            channel.exec_command(f"kill -KILL -{pid} 2>/dev/null || kill -KILL {pid}")  # dash knows no `--`
             channel.status_event.wait(_GRACE_S)
             channel.close()
 
@@ -538,7 +538,7 @@ class Upload:
 
     It writes `<target>.part` in order with at most `window_bytes` unconfirmed, so a cut costs at most that much again.
     Within one boot the file's size tells how far it got. After a reboot, or in a new process, nothing is believed: the
-    board hashes what it has (`python3 ONBOARD chunk-hash FILE OFFSET LENGTH`) and the upload resumes after the last
+    board hashes what it has (`PYTHON ONBOARD chunk-hash FILE OFFSET LENGTH`) and the upload resumes after the last
     `chunk_bytes` chunk that is right.
     """
 
@@ -548,6 +548,7 @@ class Upload:
         target: str,
         *,
         onboard: str = "/opt/hil/onboard.py",
+        python: str = "python3",
         chunk_bytes: int = 1 << 20,
         window_bytes: int = 512 << 10,
         write_bytes: int = 32000,  # with its header it fits one 32 KiB channel packet
@@ -556,7 +557,7 @@ class Upload:
         self.total = source.stat().st_size
         self.attempts: list[Attempt] = []
         self.high_water = 0
-        self._onboard, self._chunk = onboard, chunk_bytes
+        self._onboard, self._chunk = (python, onboard), chunk_bytes
         self._window, self._write = window_bytes, write_bytes
         self._boot_id = ""
         self._sha256 = ""
@@ -606,13 +607,16 @@ class Upload:
                     self._stream(remote, progress, stop, on_progress)
                     if progress.offset == self.total:
                         remote.close()
+                except SftpError:
+                    self._boot_id = ""  # writes behind the refused one may have landed: its size proves nothing now
+                    raise
                 finally:
                     self._record(start, progress)
         return self.attempts[-1]
 
     def activate(self, shell: Shell, timeout_s: float) -> None:
         """Have the board check the whole file's SHA-256 and only then put it in place, durably."""
-        argv = ["python3", self._onboard, "activate", self.part, self.target, self.sha256]
+        argv = [*self._onboard, "activate", self.part, self.target, self.sha256]
         shell.run(argv, timeout_s, check=True)
 
     @contextlib.contextmanager
@@ -663,7 +667,7 @@ class Upload:
             return size
 
         def good(length: int) -> bool:
-            argv = ["python3", self._onboard, "chunk-hash", self.part, "0", str(length)]
+            argv = [*self._onboard, "chunk-hash", self.part, "0", str(length)]
             # Hashing is quick beside the link, but an emulated board reads its disk slowly.
             printed = shell.run(argv, timeout_s + length / 5e6, check=True).stdout
             return self._prefix_sha256(length) in printed
