@@ -221,24 +221,19 @@ def _event(line: Mapping[str, Any]) -> Event:
 
 
 def _table(db: sqlite3.Connection, table: str, columns: type[T], order: str) -> T:
-    names = [(item.name, item.type) for item in fields(columns)]  # type: ignore[arg-type]
+    """One table as columns; read a column at a time, so that a day of samples never is a list of Python rows."""
     present = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-    wanted = [name if name in present else "NULL" for name, _ in names]
-    rows = (
-        # Names come from the dataclass above, not from outside.
-        db.execute(f"SELECT {', '.join(wanted)} FROM {table} ORDER BY {order}, rowid").fetchall()  # noqa: S608
-        if present
-        else []
-    )
-    values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    return columns(
-        **{
-            name: np.array(["" if item is None else str(item) for item in column], dtype=np.str_)
-            if kind == "Texts"
-            else np.array([np.nan if item is None else item for item in column], dtype=np.float64)
-            for (name, kind), column in zip(names, values, strict=True)
-        }
-    )
+    read: dict[str, Floats | Texts] = {}
+    for item in fields(columns):  # type: ignore[arg-type]
+        name, text = item.name, item.type == "Texts"
+        # Names come from the dataclasses above, not from outside.
+        query = f"SELECT {name if name in present else 'NULL'} FROM {table} ORDER BY {order}, rowid"  # noqa: S608
+        values: Iterator[Any] = (row[0] for row in db.execute(query)) if present else iter(())
+        if text:
+            read[name] = np.array(["" if value is None else str(value) for value in values], dtype=np.str_)
+        else:
+            read[name] = np.fromiter((np.nan if value is None else value for value in values), dtype=np.float64)
+    return columns(**read)
 
 
 def _meta(db: sqlite3.Connection) -> dict[str, str]:

@@ -489,7 +489,7 @@ def _modelled(record: Record, mission: MissionFile) -> list[str]:
     watts = [float(e["assumed_board_w"]) for e in record.of("clock") if e.get("assumed_board_w") is not None]
     if watts:
         told.append(
-            f"In {len(watts)} jumps of the mission clock the charge was advanced by model, with the board taken to draw "
+            f"In {len(watts)} jumps of the mission clock the charge was advanced by model, the board taken to draw "
             f"{min(watts):.1f} to {max(watts):.1f} W (unless told otherwise, its mean just before)."
         )
     return told

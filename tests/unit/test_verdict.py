@@ -19,7 +19,7 @@ from hil.campaign import derive, junit, measures, record, verdict
 from hil.errors import BenchError, ExitCode, UsageError
 from hil.inference import metrics
 from hil.inventory.mission import CriterionSpec
-from hil.model import Criterion, Verdict, VerdictFile
+from hil.model import Criterion, Span, Verdict, VerdictFile
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +90,7 @@ DAMAGE: list[tuple[str, Change, str, Verdict]] = [
     ("wrong file activated", put("activated", sha256="0" * 64), "activated-once", "fail"),
     ("activated before the hash", put("activated", t_mono=1.0), "activated-once", "fail"),
     ("chunk and a byte resent", put("upload_window", bytes_resent=(1 << 20) + 1), "resent-per-cut", "fail"),
+    ("never cut", put("upload_window", cut_by_los=False, bytes_resent=1 << 30), "resent-per-cut", "missing"),
     ("delivered twice", put("mailbox", deliveries=2, duplicates=1), "delivered-exactly-once", "fail"),
     ("answered before loss of signal", put("mailbox", los_during=False), "interrupted-by-los", "fail"),
     ("never shed", drop("load_shed"), "shed-once", "fail"),
@@ -253,6 +254,15 @@ def test_goodput_counts_only_open_link_time(flown: Path) -> None:
     found = measures.MEASURES["upload.goodput_share"].of(kept)
     # 98.4 MB in 44.3 s of contact at 18 Mbit/s; the invented flight leaves the link open all that time.
     assert found.value == pytest.approx(98_362_432 * 8 / (18e6 * 43 * 1.03), rel=0.01)
+
+
+def test_nothing_passes_in_an_outage(flown: Path) -> None:
+    kept = record.read(flown)
+    (first, *_) = kept.of("upload_window")
+    start = first["t_start_mono"]
+    assert derive.capacity_bits(kept, "uplink", Span(start + 1, start + 2)) == pytest.approx(18e6)
+    assert derive.capacity_bits(kept, "uplink", Span(first.t_mono + 0.5, first.t_mono + 0.9)) == 0
+    assert derive.capacity_bits(kept, "uplink", Span(0, 1)) is None
 
 
 def test_energy_is_integrated_with_interpolated_ends() -> None:
