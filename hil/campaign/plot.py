@@ -392,10 +392,10 @@ def _legend(panel: Panel) -> str:
     out = [f'<text class="title" x="{LEFT}" y="15">{title} <tspan>{unit}</tspan></text>']
     x = WIDTH - RIGHT
     for series in reversed(panel.series):
-        x -= 5.9 * len(series.label)
-        out.append(f'<text class="key" x="{x:.1f}" y="15">{html.escape(series.label)}</text>')
-        out.append(f'<path class="s{series.colour} {series.style}" d="M{x - 24:.1f} 11.5H{x - 6:.1f}"/>')
-        x -= 40
+        out.append(f'<text class="key end" x="{x:.1f}" y="15">{html.escape(series.label)}</text>')
+        x -= 6.3 * len(series.label)  # about what the font needs; the sample line keeps its distance
+        out.append(f'<path class="s{series.colour} {series.style}" d="M{x - 28:.1f} 11.5H{x - 8:.1f}"/>')
+        x -= 44
     return "".join(out)
 
 
