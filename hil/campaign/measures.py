@@ -245,7 +245,10 @@ def _mailbox_latency(record: Record) -> Measured:
 
 def _shed_count(record: Record) -> Measured:
     _flown(record)
-    return _count(record.of("load_shed"), "load sheds in the journal")
+    sheds = record.of("load_shed")
+    if not sheds and not any(event["step"] == "eclipse" for event in record.of("step_finished")):
+        raise NoEvidence("the flight ended before its eclipse was flown")
+    return _count(sheds, "load sheds in the journal")
 
 
 def _shed_voltage(pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:

@@ -94,6 +94,8 @@ DAMAGE: list[tuple[str, Change, str, Verdict]] = [
     ("delivered twice", put("mailbox", deliveries=2, duplicates=1), "delivered-exactly-once", "fail"),
     ("answered before loss of signal", put("mailbox", los_during=False), "interrupted-by-los", "fail"),
     ("never shed", drop("load_shed"), "shed-once", "fail"),
+    ("eclipse never flown", lambda e: None if e.get("step") == "eclipse" or e["kind"] == "load_shed" else e,
+     "shed-once", "missing"),
     ("never restored", drop("load_restored"), "boots-again", "missing"),
     ("no boot after the cut", drop("boot", cause="load restored"), "boots-again", "fail"),
     ("no cut before the check", drop("load_shed"), "identical-answer", "missing"),
