@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from hil.bench.sockets import describe_error
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.model import Direction, LinkState
 
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hil.api")
 Token = Annotated[str | None, Header(alias="X-Hil-Token")]
-
-ARMS: tuple[tuple[type[HilError], str, int], ...] = (
-    (SafetyError, "safety", 500),
-    (BenchError, "bench", 409),
-    (BoardError, "board", 424),
-    (UsageError, "usage", 400),
+STATUS: tuple[tuple[type[HilError], int], ...] = (
+    (SafetyError, 500),
+    (BenchError, 409),
+    (BoardError, 424),
+    (UsageError, 400),
 )
 
 
@@ -204,17 +204,11 @@ def _flight_routes(app: FastAPI, daemon: Daemon) -> None:
         return JSONResponse(await daemon.end_flight(token))
 
 
-def arm_of(error: HilError) -> tuple[str, int]:
-    """The error's arm in the JSON and its HTTP status."""
-    return next(((arm, status) for kind, arm, status in ARMS if isinstance(error, kind)), ("bench", 500))
-
-
 async def _hil_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HilError):
         raise error
-    arm, status = arm_of(error)
-    body = {"error": {"arm": arm, "message": error.message, "hint": error.hint}}
-    return JSONResponse(body, status_code=status)
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+    return JSONResponse({"error": describe_error(error)}, status_code=status)
 
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:

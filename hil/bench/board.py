@@ -88,6 +88,7 @@ class BoardOwner:
         self._seen_energy_j: dict[int, float] = {}
         self._told_s: dict[str, float] = {}
         self._switching = asyncio.Lock()
+        self._switched_s = 0.0
 
     @property
     def nominal(self) -> Setpoint:
@@ -145,12 +146,18 @@ class BoardOwner:
                 if len(self.channels) > 1:
                     await asyncio.shield(self._all_off("start of another channel failed"))
                 raise
+            finally:
+                self._switched_s = self._monotonic()
             return {**self._answer(reading), "console_offset": offset}
 
     async def off(self, how: str) -> dict[str, Any]:
         """Every channel off, in reverse order, each verified; the first failure is raised after all were tried."""
         async with self._switching:
-            return self._answer(await self._all_off(how))
+            try:
+                reading = await self._all_off(how)
+            finally:
+                self._switched_s = self._monotonic()
+        return await self.read() if reading is None else self._answer(reading)
 
     async def cycle(self, voltage_v: float | None) -> dict[str, Any]:
         """Off, dwell, on."""
@@ -158,9 +165,14 @@ class BoardOwner:
         return await self.on(voltage_v)
 
     async def read(self) -> dict[str, Any]:
-        """The newest sample, or a measurement of now when no loop runs."""
-        if self._loops and self.last is not None and not self._loops[0][1].done():
-            sample = self.last
+        """The newest sample; a measurement of now when no loop runs, or when that sample is from before a switching."""
+        sample = self.last
+        if (
+            sample is not None
+            and sample.t_mono > self._switched_s
+            and self._loops
+            and not any(task.done() for _, task in self._loops)
+        ):
             output_on = self.state == "on"
             reading = Reading(sample.t_mono, sample.voltage_v, sample.current_a, sample.power_w, output_on)
         else:
@@ -244,6 +256,7 @@ class BoardOwner:
             return
         await self._end_loops()
         self.fault = ""
+        self.last = None
         self._loops = [self._start_loop(index, channel) for index, channel in enumerate(self.channels)]
         await asyncio.sleep(0)  # a loop takes requests once its task has begun
 

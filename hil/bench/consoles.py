@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hil.bench.sockets import bind_unix
+from hil.bench.sockets import bind_unix, describe_error
 from hil.errors import BenchError, HilError, UsageError
 
 READ_BYTES = 4096  # what one read of a tty gives at most
@@ -252,7 +252,7 @@ class Console:
             if token is not None:
                 authorize(token)
         except HilError as error:
-            writer.write(json.dumps({"error": {"message": error.message, "hint": error.hint}}).encode() + b"\n")
+            writer.write(json.dumps({"error": describe_error(error)}).encode() + b"\n")
         except (OSError, TimeoutError, ValueError):
             pass  # not one of our clients, or it went away
         else:

@@ -27,6 +27,7 @@ from hil.bench.player import EdgeLike, Played, Player
 from hil.bench.powerloop import Flight as PowerFlight
 from hil.bench.powerloop import PowerLoop, PowerSample
 from hil.bench.recorder import Recorder, Value
+from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
 from hil.inventory import Mission, load_mission
 from hil.inventory.environment import environment
@@ -405,7 +406,7 @@ class FlightControl:
             "tokens": self.tokens,
             "invalid": list(self.invalid),
             "overruns": {"player": self.player.overruns, "power": 0 if self._loop is None else self._loop.overruns},
-            "error": None if self.error is None else self.error.message,
+            "error": None if self.error is None else describe_error(self.error),
         }
 
     def _link(self, now_s: float) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hil.client.bench import Bench
 
 START_S = 20.0
+POLL_S = 0.02
 LOG_LINES = 15
 # A parent in between that ends at once: the daemon is nobody's child, so no client leaves a zombie or waits for it.
 _DETACH = """
@@ -43,23 +44,30 @@ def attach(bench: inventory.Bench, *, start: bool = True) -> Bench:
     from hil.client.bench import Bench
 
     http = Http(bench.api_socket)
-    try:
+    if not start:
         _same_bench(http, bench)
-    except DaemonGone:
-        http.close()
-        if not start:
-            raise
+    elif not _answers(bench, http):
         with _one_at_a_time(bench.runtime_dir / "start.lock"):
             _start(bench, http)
     return Bench(bench, http)
 
 
 def _start(bench: inventory.Bench, http: Http) -> None:
-    try:
-        _same_bench(http, bench)  # somebody else started it while we waited for the lock
-        return
-    except DaemonGone:
-        http.close()
+    deadline = time.monotonic() + START_S
+    # Somebody may have started it while we waited for the lock, or it may be on its way up or down.
+    while not _answers(bench, http):
+        if not _held(bench.runtime_dir / "daemon.lock"):
+            _spawn(bench, http, deadline)
+            return
+        if time.monotonic() > deadline:
+            raise BenchError(
+                f"a daemon holds bench {bench.name} but does not answer within {START_S:g} s",
+                hint=f"its log: {bench.state_dir / 'daemon.log'}",
+            )
+        time.sleep(POLL_S)
+
+
+def _spawn(bench: inventory.Bench, http: Http, deadline: float) -> None:
     log = bench.state_dir / "daemon.log"
     argv = [sys.executable, "-m", "hil.bench.daemon", str(bench.path)]
     done = subprocess.run(
@@ -71,21 +79,40 @@ def _start(bench: inventory.Bench, http: Http) -> None:
     )
     if done.returncode != 0:
         raise BenchError(f"cannot start the bench daemon: {done.stderr.strip()[-400:]}")
-    deadline = time.monotonic() + START_S
     with _watching(int(done.stdout)) as ended:
-        while True:
-            try:
-                _same_bench(http, bench)
-                return
-            except DaemonGone:
-                http.close()
+        while not _answers(bench, http):
             late = time.monotonic() > deadline
-            if late or ended():
+            # When it ended because another one was faster, that one will answer.
+            if late or (ended() and not _held(bench.runtime_dir / "daemon.lock")):
                 raise BenchError(
                     f"the bench daemon {'did not answer in time' if late else 'ended at once'}:\n{_tail(log)}",
                     hint=f"its whole log: {log}",
                 )
-            time.sleep(0.02)
+            time.sleep(POLL_S)
+
+
+def _answers(bench: inventory.Bench, http: Http) -> bool:
+    try:
+        _same_bench(http, bench)
+    except DaemonGone:
+        http.close()
+        return False
+    return True
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the lock of the bench's daemon."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _same_bench(http: Http, bench: inventory.Bench) -> None:

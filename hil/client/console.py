@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from hil.bench.sockets import error_from
 from hil.client.expect import Match, Pattern, Search
-from hil.client.http import error_from
 from hil.errors import BenchError, BoardError
 from hil.model import Completed
 

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from hil.bench.sockets import error_from
 from hil.client.http import Http
 from hil.errors import HilError
 
@@ -34,8 +35,13 @@ class Flight:
         self._thread.start()
 
     def state(self) -> dict[str, Any]:
-        """t_mission, utc, rate, phase, contact, next_edges, power, soc, link, upload_bytes, tokens, state, invalid."""
+        """t_mission, utc, rate, phase, contact, next_edges, power, soc, link, upload_bytes, tokens, state, invalid.
+
+        Raises the error that made going on pointless: a supply or link box that is lost, a full disk.
+        """
         value: dict[str, Any] = self._http.get("/v1/flight")
+        if value.get("error"):
+            raise error_from(value, "the flight failed")
         return value
 
     def clock(self, rate: float, cause: str = "") -> dict[str, Any]:

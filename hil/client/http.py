@@ -12,18 +12,13 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
+from hil.bench.sockets import error_from
+from hil.errors import BenchError
 
-ARMS: Mapping[str, type[HilError]] = {
-    "usage": UsageError,
-    "bench": BenchError,
-    "board": BoardError,
-    "safety": SafetyError,
-}
 TOKEN_HEADER = "X-Hil-Token"  # noqa: S105  (a header's name)
 
 
@@ -124,12 +119,3 @@ class Http:
             raise
         with self._lock:
             self._idle.append(connection)
-
-
-def error_from(value: Any, context: str) -> HilError:
-    """The error that the daemon described in `{"error": {"arm", "message", "hint"}}`."""
-    error = value.get("error") if isinstance(value, dict) else None
-    if not isinstance(error, dict):
-        return BenchError(f"{context}: {value!r}")
-    arm = ARMS.get(str(error.get("arm")), BenchError)
-    return arm(str(error.get("message", context)), hint=str(error.get("hint") or ""))
