@@ -31,6 +31,7 @@ from hil.errors import BenchError, HilError, UsageError
 from hil.virtual.artefacts import Progress, ssh_key, trust_host
 from hil.virtual.board import BoardConfig, VirtualBoard, payload_mac, prepare
 from hil.virtual.console import ConsoleRelay
+from hil.virtual.hub import Hub
 from hil.virtual.images import build_board_disk, build_uboot_flash
 from hil.virtual.linkbox import LinkBox, LinkBoxConfig
 from hil.virtual.linkbox import ensure_image as ensure_linkbox_image
@@ -284,7 +285,6 @@ class _Parts:
     broker: subprocess.Popen[bytes] | None = None
     linkbox: LinkBox | None = None
     boards: dict[str, VirtualBoard] = dataclasses.field(default_factory=dict)
-    consoles: dict[str, ConsoleRelay] = dataclasses.field(default_factory=dict)
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def publish(self) -> None:
@@ -349,6 +349,13 @@ def _inner_socket(bench: VirtualBench) -> Path:
     return bench.runtime / "inner.sock"
 
 
+def _payload_socket(bench: VirtualBench, board: str) -> Path | None:
+    """Where a board's payload port is plugged in: into the link box, or into the hub when there are several."""
+    if bench.linkbox_mgmt_port is None:
+        return None
+    return _inner_socket(bench) if len(bench.boards) == 1 else bench.runtime / f"{board}.payload.sock"
+
+
 def _start_link(parts: _Parts) -> None:
     bench = parts.bench
     if bench.linkbox_mgmt_port is None:
@@ -379,16 +386,21 @@ async def _serve(parts: _Parts, ready: TextIO) -> None:
         _say(text)
         parts.publish()
 
-    for wire in bench.boards:
-        config = _board_config(bench, wire, master, flash)
-        for line in prepare(config):
-            _say(line)
-        parts.consoles[wire.name] = ConsoleRelay(config.console_socket, bench.runtime / f"{wire.name}.console")
-        parts.boards[wire.name] = VirtualBoard(config, bench.name, changed)
-    loads = {wire.channel: parts.boards[wire.name] for wire in bench.boards}
-    supply = VirtualSupply(bench.supply_model, loads)
-    await supply.start("127.0.0.1", bench.supply_port)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        for wire in bench.boards:
+            config = _board_config(bench, wire, master, flash)
+            for line in prepare(config):
+                _say(line)
+            console = ConsoleRelay(config.console_socket, bench.runtime / f"{wire.name}.console")
+            stack.callback(console.close)
+            parts.boards[wire.name] = VirtualBoard(config, bench.name, changed)
+        if bench.linkbox_mgmt_port is not None and len(bench.boards) > 1:
+            hub = Hub(_inner_socket(bench), {w.name: bench.runtime / f"{w.name}.payload.sock" for w in bench.boards})
+            stack.push_async_callback(hub.stop)
+            await hub.start()
+        supply = VirtualSupply(bench.supply_model, {wire.channel: parts.boards[wire.name] for wire in bench.boards})
+        stack.push_async_callback(supply.stop)
+        await supply.start("127.0.0.1", bench.supply_port)
         changed(f"virtual bench {bench.name} is up")
         ready.write("ready\n")
         ready.flush()
@@ -397,10 +409,6 @@ async def _serve(parts: _Parts, ready: TextIO) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), _WATCH_S)
             _watch(parts)
-    finally:
-        await supply.stop()
-        for console in parts.consoles.values():
-            console.close()
 
 
 def _board_config(bench: VirtualBench, wire: BoardWire, master: Path, flash: Path) -> BoardConfig:
@@ -413,7 +421,7 @@ def _board_config(bench: VirtualBench, wire: BoardWire, master: Path, flash: Pat
         mgmt_port=wire.mgmt_port,
         payload=f"{wire.payload_address}/{bench.payload_prefix}",
         gateway=bench.payload_host,
-        payload_socket=_inner_socket(bench) if bench.linkbox_mgmt_port is not None else None,
+        payload_socket=_payload_socket(bench, wire.name),
         memory_mib=wire.memory_mib,
         cpus=wire.cpus,
         idle_w=wire.idle_w,
