@@ -238,16 +238,17 @@ def strip(axis: Axis, tracks: Sequence[Track], events: Sequence[tuple[float, str
 
 def time_axis(axis: Axis) -> str:
     """Mission time under the plots; what a break cut out is written below it."""
-    out = [_open(44.0, "Mission time", "time since the start of the mission, hours:minutes:seconds")]
-    free, free_below = 0.0, 0.0
+    out = [_open(47.0, "Mission time", "time since the start of the mission, hours:minutes:seconds")]
+    free, skips = 0.0, [0.0, 0.0]
     for part in axis.sections:
         start, end = axis.x(part.start_s + 1e-9), axis.x(part.end_s)
         if part.skipped_s:
             text = f"{_duration(part.skipped_s)} skipped"
             at = start - BREAK / 2
-            if at - 3.0 * len(text) > free_below:
-                out.append(f'<text class="skip" x="{at:.1f}" y="38">{text}</text>')
-                free_below = at + 3.0 * len(text) + 4
+            level = next((row for row, taken in enumerate(skips) if at - 2.8 * len(text) > taken), None)
+            if level is not None:
+                out.append(f'<text class="skip" x="{at:.1f}" y="{31 + 12 * level}">{text}</text>')
+                skips[level] = at + 2.8 * len(text) + 3
         for mission in _time_ticks(part, end - start):
             x = start + (mission - part.mission_s) / part.rate * axis.scale
             out.append(f'<line class="tickmark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="5"/>')

@@ -117,7 +117,7 @@ def _cards(record: Record) -> Iterable[str]:
         "Time to first token",
         f"{statistics.median(firsts):.2f}" if firsts else None,
         "s",
-        f"median of {len(firsts)} questions over the link, longest {max(firsts, default=0):.2f} s",
+        f"median of {len(firsts)} questions over the link, longest {max(firsts):.2f} s" if firsts else "no answer",
     )
     speeds = [
         speed
@@ -128,7 +128,7 @@ def _cards(record: Record) -> Iterable[str]:
         "Decoding",
         f"{statistics.median(speeds):.1f}" if speeds else None,
         "tokens/s",
-        f"median of {len(speeds)} questions, one user, by the client's clock",
+        f"median of {len(speeds)} questions, one user, by the client's clock" if speeds else "no answer of two tokens",
     )
     yield _measure_card(record, "Longest answer, first byte up to last down", "query.duration_s.max", 1, "s", 1)
     phases = {item.phase: item for item in derive.per_phase(record)}
@@ -139,7 +139,7 @@ def _cards(record: Record) -> Iterable[str]:
             f"Energy per token {name}",
             None if each is None else f"{each:.2f}",
             "J",
-            f"{part.energy_j:.0f} J measured over {part.tokens} tokens" if part else "",
+            f"{part.energy_j:.0f} J measured over {part.tokens} tokens" if part else f"no inference {name}",
         )
     yield _measure_card(record, "Inference draws above idle", "power.inference_minus_idle_w", 1, "W", 1)
     yield _measure_card(record, "Lowest bus voltage (modelled)", "eclipse.min_bus_voltage_v", 1, "V", 2)
@@ -156,7 +156,7 @@ def _upload_card(record: Record) -> str:
         "Model upload",
         f"{sent / 1e6:.1f}" if windows else None,
         "MB",
-        f"in {len(windows)} contacts, {cut} cut by loss of signal",
+        f"in {len(windows)} contacts, {cut} cut by loss of signal" if windows else "no upload",
     )
 
 
