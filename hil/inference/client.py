@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import httpcore
 
-from hil.errors import BenchError, BoardError
+from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 
 LostReason = Literal["connect", "silence", "closed"]
 
@@ -217,7 +217,10 @@ class _Wire(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         try:
             sock = self._connect(host, port, self.allowed_s())
-        except BenchError as error:
+        except (UsageError, SafetyError):
+            raise
+        except HilError as error:
+            # An SSH forward to a port that nothing listens on yet says so as the board's error.
             raise LinkLost(f"no connection to {host}:{port}: {error.message}", "connect") from error
         except (OSError, EOFError) as error:
             raise LinkLost(f"no connection to {host}:{port}: {error}", "connect") from error

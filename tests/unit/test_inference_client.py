@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hil.errors import BenchError, BoardError
+from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inference import client, mailbox, onboard
 
 # Recorded from llama.cpp (xllamacpp 2026.10.11549, SmolLM2-135M Q4_1), identifiers shortened.
@@ -274,6 +274,25 @@ def test_no_connection() -> None:
     with pytest.raises(client.LinkLost) as caught:
         client.stream_chat(plain, f"http://127.0.0.1:{port}", QUESTION, 4, timeout_s=1.0)
     assert (caught.value.reason, caught.value.partial) == ("connect", None)
+
+
+def test_forward_to_a_port_that_nothing_listens_on_yet() -> None:
+    def refused(host: str, port: int, timeout_s: float) -> socket.socket:
+        raise BoardError(f"ssh: nothing listens on {host}:{port}")
+
+    assert not client.health(refused, "http://127.0.0.1:8080")
+    with pytest.raises(client.LinkLost, match="nothing listens") as caught:
+        client.stream_chat(refused, "http://127.0.0.1:8080", QUESTION, 4)
+    assert caught.value.reason == "connect"
+
+
+@pytest.mark.parametrize("kind", [UsageError, SafetyError])
+def test_what_is_not_the_links_fault_passes(kind: type[HilError]) -> None:
+    def refused(host: str, port: int, timeout_s: float) -> socket.socket:
+        raise kind("no")
+
+    with pytest.raises(kind):
+        client.health(refused, "http://127.0.0.1:8080")
 
 
 def test_health_and_metrics() -> None:
