@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -84,12 +85,7 @@ class Http:
     ) -> tuple[int, bytes]:
         with self._connection(timeout_s) as connection:
             try:
-                try:
-                    connection.request(method, path, body, headers)
-                except (BrokenPipeError, ConnectionResetError, http.client.CannotSendRequest):
-                    # The daemon closed an idle connection. Nothing reached it, so asking again does nothing twice.
-                    connection.close()
-                    connection.request(method, path, body, headers)
+                connection.request(method, path, body, headers)
                 response = connection.getresponse()
                 return response.status, response.read()
             except TimeoutError:
@@ -111,7 +107,11 @@ class Http:
             connection = self._idle.pop() if self._idle else _UnixConnection(self.path, timeout_s)
         connection.timeout = timeout_s
         if connection.sock is not None:
-            connection.sock.settimeout(timeout_s)
+            # Readable while nothing is asked: the daemon closed it, or another one has taken its place.
+            if select.select([connection.sock], [], [], 0)[0]:
+                connection.close()
+            else:
+                connection.sock.settimeout(timeout_s)
         try:
             yield connection
         except BaseException:
