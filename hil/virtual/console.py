@@ -1,7 +1,9 @@
 """The virtual board's serial line: a PTY for whoever owns the console, fed by a listener that QEMU connects out to.
 
 The listener exists before QEMU starts, so the first byte of the firmware has somewhere to go; what nobody reads yet is
-kept. The far end is an ordinary serial device path: pyserial opens it as it would open /dev/ttyUSB0.
+kept. The far end is an ordinary serial device path: pyserial opens it as it would open /dev/ttyUSB0. An opener that
+flushes its input (pyserial does) loses up to 4 KiB that the kernel holds at that moment, as with a real port: open it
+before the power goes on.
 """
 
 from __future__ import annotations
