@@ -443,7 +443,14 @@ class FlightControl:
                 self.invalidate(error.message)
         if self._loop is not None:
             self._loop.detach()
-        self._write("flight_ended", why=why, invalid=self.invalid, tokens=self.tokens, upload_bytes=self._upload_bytes)
+        self._write(
+            "flight_ended",
+            why=why,
+            invalid=self.invalid,
+            tokens=self.tokens,
+            upload_bytes=self._upload_bytes,
+            ledger=None if self._eps is None else asdict(self._eps.ledger),
+        )
         self.state = "ended"
         if self._console_log is not None and self.board.console is not None:
             self.board.console.remove_log(self._console_log)
@@ -461,8 +468,12 @@ class FlightControl:
             await self.board.off(f"flight: {why}")
 
     async def _clear_link(self, why: str) -> None:
-        if self.board.link is not None:
-            await self.board.link.clear()
+        link = self.board.link
+        if link is None:
+            return
+        if link.touched:
+            self.counted(await link.counters())  # the last word of the queues: clearing removes them
+        await link.clear()
 
     def _running(self) -> None:
         if self.error is not None:
@@ -512,6 +523,7 @@ class FlightControl:
             "timeline_sha256": self.timeline.hash,
             "board": self.board.name,
             "board_type": self.board.type.name,
+            "undervoltage_lockout_v": f"{self.board.type.supply.undervoltage_lockout_v:g}",
             "phases": ",".join(exporter.PHASES),
         }
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tty
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +25,9 @@ import pytest
 from hil.bench.journal import read_events
 from hil.client import Bench, Lease, attach
 from hil.client.http import DaemonGone, Http
-from hil.errors import BenchError, UsageError
+from hil.errors import BenchError, BoardError, UsageError
 from hil.inventory import load_bench
+from hil.mission.timeline import Timeline
 from hil.model import LinkState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUPPLY = """
 import asyncio, sys
 from hil.virtual.supply import RecordedLoad, serve_supply
-loads = {n: RecordedLoad(((0.0, 12.0), (2.0, 5.0)), undervoltage_lockout_v=10.0) for n in (1, 2)}
+loads = {n: RecordedLoad(((0.0, 12.0),), undervoltage_lockout_v=10.0) for n in (1, 2)}
 ready = lambda supply: print(supply.port, flush=True)
 asyncio.run(serve_supply("rigol-dp800", "127.0.0.1", int(sys.argv[1]), loads, ready=ready))
 """
@@ -214,6 +216,7 @@ import sys, time
 from pathlib import Path
 from hil.client import attach
 from hil.inventory import load_bench
+from hil.mission.timeline import Timeline
 daemon = attach(load_bench(Path(sys.argv[1])))
 lease = daemon.lease([sys.argv[2]])
 daemon.board(sys.argv[2], lease).power.on()
@@ -461,6 +464,58 @@ def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(lab: Lab) ->
     assert (lab.runs / "run/timeline.npz").exists()
 
 
+def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        flight = fly(lab, daemon, lease)
+        daemon.board("b1", lease).power.on()
+        timeline = Timeline.load(lab.runs / "run/timeline.npz")
+        assert timeline.environment.power is not None
+        shed = timeline.environment.power.shed
+        assert shed is not None
+        flight.skip_to(timeline.eclipses[-1].umbra_entry_s, cause="eclipse")
+        # Down to just above the shed voltage by model, the rest for real.
+        while (left_v := flight.state()["power"]["bus_voltage_v"] - shed.shed_v) > 0.02:
+            step_s = 60 if left_v > 0.5 else 2
+            flight.skip_to(flight.state()["t_mission"] + step_s, assumed_board_w=12.0, cause="towards shedding")
+        flight.clock(60.0, cause="eclipse")
+        until(lambda: flight.state()["rate"] == 1.0, 2, "for the daemon to force real time")
+        until(lambda: flight.state()["power"]["state"] == "shed", 20)
+        assert not lab.supply.is_on()
+        assert lab.supply.volts() < 0.6
+        with pytest.raises(BenchError, match="shed by the mission's power system"):
+            daemon.board("b1", lease).power.on()
+        flight.clock(900.0, cause="recharge")
+        until(lambda: flight.state()["power"]["state"] == "on", 20)
+        assert lab.supply.is_on()
+        assert flight.state()["rate"] == 1.0
+        assert flight.end()["invalid"] == []
+    events = read_events(lab.runs / "run/events.jsonl")
+    order = [event["kind"] for event in events if event["kind"].startswith("load_")]
+    assert order == ["load_shed", "load_restoring", "load_restored"]
+    causes = [event["cause"] for event in events if event["kind"] == "clock" and not event["skipped_s"]]
+    assert causes == ["eclipse", "load shedding", "recharge", "boot"]
+    (cut,) = [event for event in events if event["kind"] == "load_shed"]
+    assert cut["verified_v"] < 0.6
+    assert cut["rate"] == 1.0
+    ledger = events[-1]["ledger"]
+    spent = sum(value for key, value in ledger.items() if key not in ("generated_j", "unserved_j"))
+    assert abs(ledger["generated_j"] - spent) < 1e-6 * ledger["generated_j"]
+    states = [state for (state,) in rows(lab, "SELECT state FROM power ORDER BY t_mono")]
+    assert {"on", "shed"} <= set(states)
+
+
+def test_a_full_disk_makes_the_flight_fail_and_end_safely(lab: Lab) -> None:
+    (lab.runs / "run").mkdir(parents=True)
+    (lab.runs / "run/events.jsonl").symlink_to("/dev/full")
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        flight = fly(lab, daemon, lease)
+        daemon.board("b1", lease).power.on()
+        with pytest.raises(BenchError, match="No space left"):
+            flight.state()
+        assert "No space left" in flight.end()["invalid"][0]
+        assert not lab.supply.is_on()
+
+
 def test_metrics_of_a_flight(lab: Lab) -> None:
     with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
         address = daemon.status()["metrics"]
@@ -557,6 +612,37 @@ def test_figures(lab: Lab, record_property: Callable[[str, object], None]) -> No
         record_property(name, round(value, 3))
     assert figures["api_call_p50_ms"] < 50
     assert figures["lease_acquire_p50_ms"] < 500
+
+
+def test_the_console_goes_through_the_daemon(lab: Lab, tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    text = lab.path.read_text()
+    lab.path.write_text(text.replace("b1: {", f"b1: {{console: {{port: {os.ttyname(slave)}}}, "))
+    lab.bench = load_bench(lab.path)
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        board = daemon.board("b1", lease)
+        watcher = daemon.board("b1")
+        os.write(master, b"old life\r\nlogin: ")
+        watcher.console.expect("login: ", 5, since=0)
+        flight = fly(lab, daemon, lease)
+        board.power.on()
+        with pytest.raises(BoardError, match=r"(?s)did not come within.*nothing at all"):
+            board.console.expect("login: ", 0.1)  # what it said before the power cycle does not count
+        os.write(master, b"new life\r\nlogin: ")
+        assert board.console.expect("login: ", 5).before == "new life\r\n"
+        board.console.send("root")
+        assert os.read(master, 100) == b"root\n"
+        flight.end()
+        assert daemon.status()["boards"]["b1"]["console"]["last_line"] == "login:"
+        lease.release()
+        board.console.send("too late")
+        with pytest.raises(BenchError, match="stream ended"):
+            board.console.expect("anything", 5)
+    assert (lab.runs / "run/console/b1.log").read_bytes() == b"new life\r\nlogin: "
+    assert (lab.bench.state_dir / "console/b1.log").read_bytes() == b"old life\r\nlogin: new life\r\nlogin: "
+    os.close(master)
+    os.close(slave)
 
 
 def test_nobody_answers_without_a_daemon(lab: Lab) -> None:
