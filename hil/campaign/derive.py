@@ -93,25 +93,26 @@ def inference_samples(record: Record) -> NDArray[np.bool_]:
 
 
 def idle_samples(record: Record) -> NDArray[np.bool_]:
-    """Power samples of a board that is up and has nothing to do.
+    """Power samples of a board whose model is loaded and that nobody asks anything.
 
-    Journalled `idle` stretches when there are any; otherwise what is left after boots, uploads, verification, model
-    load, the mailbox step and inference (each widened by a second) are taken away.
+    Journalled `idle` stretches when there are any; otherwise what follows a ready model server until the power is cut,
+    without inference and without the steps that keep the board busy in other ways, each widened by a second.
     """
     t_s = record.power.t_mono
     declared = [event_span(event) for event in record.of("idle")]
     if declared:
         return powered(record) & within(t_s, declared)
+    cuts = [event.t_mono for event in record.of("load_shed", "board_off")]
+    ready = [
+        Span(event.t_mono + _MARGIN_S, min((cut for cut in cuts if cut > event.t_mono), default=np.inf))
+        for event in record.of("serve_ready")
+    ]
     busy = [item.span for item in inference(record)]
-    busy += [event_span(event) for event in record.of("upload_window")]
-    busy += [step for step in steps(record) if step.label in ("boot", "serve", "loss_of_signal", "end")]
-    done = [event.t_mono for event in record.of("upload_done")]
-    busy += [Span(at, next((e.t_mono for e in record.of("activated") if e.t_mono >= at), at)) for at in done]
-    booted = record.of("boot")
-    for on in record.of("board_on", "load_restored"):
-        busy.append(Span(on.t_mono, next((e.t_mono for e in booted if e.t_mono >= on.t_mono), np.inf)))
-    up_since = min((event.t_mono for event in booted), default=np.inf)
-    return powered(record) & ~within(t_s, busy, _MARGIN_S) & (t_s > up_since)
+    busy += [step for step in steps(record) if step.label in _BUSY_STEPS]
+    return powered(record) & within(t_s, ready) & ~within(t_s, busy, _MARGIN_S)
+
+
+_BUSY_STEPS = ("boot", "upload", "serve", "loss_of_signal", "eclipse", "end")
 
 
 def light(sunlit: Floats) -> NDArray[np.str_]:

@@ -258,6 +258,19 @@ def test_goodput_counts_only_open_link_time(flown: Path) -> None:
     assert found.value == pytest.approx(98_362_432 * 8 / (18e6 * 43 * 1.03), rel=0.01)
 
 
+def test_idle_is_a_ready_board_that_nobody_asks(flown: Path) -> None:
+    kept = record.read(flown)
+    idle = derive.idle_samples(kept)
+    busy = derive.inference_samples(kept)
+    assert not np.any(idle & busy)
+    # The invented board draws 5 W idle, 6.5 W and more in uploads, boots and model loads, 14.6 W in inference.
+    assert np.mean(kept.power.power_w[idle]) == pytest.approx(5.0, abs=0.15)
+    assert np.mean(kept.power.power_w[busy]) == pytest.approx(14.6, abs=0.15)
+    steps = {step.label: step for step in derive.steps(kept)}
+    for name in ("boot", "upload", "serve", "loss_of_signal", "eclipse", "end"):
+        assert not np.any(idle & derive.within(kept.power.t_mono, [steps[name]])), name
+
+
 def test_nothing_passes_in_an_outage(flown: Path) -> None:
     kept = record.read(flown)
     (first, *_) = kept.of("upload_window")
