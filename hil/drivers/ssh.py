@@ -391,7 +391,8 @@ class SftpError(BoardError):
 
 
 _INIT, _VERSION, _OPEN, _CLOSE, _WRITE, _FSTAT, _FSETSTAT = 1, 2, 3, 4, 6, 8, 10
-_STATUS, _HANDLE, _ATTRS = 101, 102, 105
+_STATUS, _HANDLE, _ATTRS, _EXTENDED = 101, 102, 105, 200
+_FSYNC = b"fsync@openssh.com"  # OpenSSH's PROTOCOL file, section 4.4
 _PF_WRITE, _PF_CREAT, _ATTR_SIZE = 2, 8, 1
 
 
@@ -438,8 +439,10 @@ class _RemoteFile:
         self._next = 1
         channel.settimeout(timeout_s)
         channel.sendall(sftp_packet(_INIT, 3))
-        if self._receive()[0] != _VERSION:
+        kind, _, extensions = self._receive()
+        if kind != _VERSION:
             raise EOFError("the far end does not speak SFTP")
+        self.can_sync = _FSYNC in extensions
         self._handle = self._string(self._ask(_HANDLE, _OPEN, path.encode(), _PF_WRITE | _PF_CREAT, 0))
 
     def size(self) -> int:
@@ -462,8 +465,15 @@ class _RemoteFile:
         self._channel.sendall(sftp_packet(_WRITE, number, self._handle, (offset,), data))
         return number
 
+    def sync(self) -> int:
+        """Send one request to put on disk what was written, without waiting; returns its number."""
+        number = self._next
+        self._next += 1
+        self._channel.sendall(sftp_packet(_EXTENDED, number, _FSYNC, self._handle))
+        return number
+
     def acknowledged(self, wait_s: float) -> list[int]:
-        """Numbers of the writes that the server has confirmed since, waiting for one at most `wait_s`."""
+        """Numbers of the writes and syncs that the server has confirmed since, waiting for one at most `wait_s`."""
         if not self._ready and (wait_s > 0 or self._channel.recv_ready()):
             self._channel.settimeout(max(wait_s, 0.001))
             try:
@@ -552,13 +562,14 @@ class Upload:
         chunk_bytes: int = 1 << 20,
         window_bytes: int = 512 << 10,
         write_bytes: int = 32000,  # with its header it fits one 32 KiB channel packet
+        sync_bytes: int = 4 << 20,  # a power cut costs about this much, where the server can sync
     ) -> None:
         self.source, self.target, self.part = source, target, f"{target}.part"
         self.total = source.stat().st_size
         self.attempts: list[Attempt] = []
         self.high_water = 0
         self._onboard, self._chunk = (python, onboard), chunk_bytes
-        self._window, self._write = window_bytes, write_bytes
+        self._window, self._write, self._sync = window_bytes, write_bytes, sync_bytes
         self._boot_id = ""
         self._sha256 = ""
 
@@ -635,12 +646,16 @@ class Upload:
         pending: dict[int, int] = {}  # request -> offset after it; the server answers in order
         with self.source.open("rb") as source:
             source.seek(progress.offset)
+            unsynced = 0
             while progress.offset < self.total and not stop.is_set():
                 while progress.sent_to < self.total and progress.sent_to - progress.offset < self._window:
                     data = source.read(min(self._write, self.total - progress.sent_to))
                     # Counted before it is handed over: a cut inside `write` leaves unknown how much left.
                     at, progress.sent_to = progress.sent_to, progress.sent_to + len(data)
                     pending[remote.write(at, data)] = progress.sent_to
+                    unsynced += len(data)
+                    if unsynced >= self._sync and remote.can_sync:
+                        pending[remote.sync()], unsynced = progress.sent_to, 0
                     if stop.is_set():
                         return
                     self._confirm(remote, 0.0, pending, progress, on_progress)

@@ -517,6 +517,53 @@ def test_sftp_packets() -> None:
         list(decoder.feed(b"Welcome to the board"))
 
 
+class ScriptedChannel:
+    """Answers every request with success; remembers what it got."""
+
+    def __init__(self, extensions: bytes) -> None:
+        self.requests: list[tuple[int, int, bytes]] = []
+        self._decoder, self._answers = ssh.SftpDecoder(), bytearray()
+        self._extensions = extensions
+
+    def settimeout(self, timeout_s: float) -> None:
+        pass
+
+    def recv_ready(self) -> bool:
+        return bool(self._answers)
+
+    def sendall(self, data: bytes) -> None:
+        for kind, number, body in self._decoder.feed(data):
+            self.requests.append((kind, number, body))
+            if kind == 1:
+                answer = struct.pack(">BI", 2, 3) + self._extensions
+            elif kind == 3:
+                answer = struct.pack(">BI", 102, number) + b"\0\0\0\1h"
+            else:
+                answer = struct.pack(">BII", 101, number, 0) + bytes(8)
+            self._answers += struct.pack(">I", len(answer)) + answer
+
+    def recv(self, size: int) -> bytes:
+        if not self._answers:
+            raise TimeoutError
+        data = bytes(self._answers[:size])
+        del self._answers[:size]
+        return data
+
+
+@pytest.mark.parametrize("extensions", [b"", b"\0\0\0\x11fsync@openssh.com\0\0\0\x011"])
+def test_written_bytes_are_put_on_disk_where_the_server_can(extensions: bytes, source: Path) -> None:
+    channel = ScriptedChannel(extensions)
+    remote = ssh._RemoteFile(channel, "x.part", 1.0)  # type: ignore[arg-type]
+    upload = Upload(source, "x", write_bytes=100_000, window_bytes=400_000, sync_bytes=500_000)
+    progress = ssh._Progress(0.0)
+    upload._stream(remote, progress, threading.Event(), None)
+    assert progress.offset == upload.total
+    kinds = [kind for kind, _, _ in channel.requests]
+    assert kinds.count(6) == 16
+    syncs = [at for at, kind in enumerate(kinds) if kind == 200]
+    assert [kinds[:at].count(6) for at in syncs] == ([5, 10, 15] if extensions else [])
+
+
 def test_the_on_board_hash_is_the_one_compared(source: Path) -> None:
     done = subprocess.run(
         [sys.executable, ONBOARD, "chunk-hash", str(source), "0", "1000"], capture_output=True, text=True, check=True
