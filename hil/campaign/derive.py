@@ -81,8 +81,14 @@ def within(t_s: Floats, intervals: list[Span], margin_s: float = 0.0) -> NDArray
 
 
 def powered(record: Record) -> NDArray[np.bool_]:
-    """Samples in which the board's output was on and settled."""
+    """Samples of an output that was on throughout.
+
+    A sample is labelled with the loop's state at the end of its tick, its reading was taken at the beginning: the first
+    sample after switching on still shows the output as it was before.
+    """
     on: NDArray[np.bool_] = record.power.state == ON
+    on[1:] &= on[:-1].copy()
+    on[:1] = False
     return on
 
 

@@ -150,6 +150,13 @@ def test_damaged_telemetry(run: Path, statement: str, name: str, expected: Verdi
     assert judged.verdict != "pass"
 
 
+def test_reading_from_before_switching_on_is_no_brown_out(run: Path) -> None:
+    sql(run, "UPDATE power SET voltage_v = 0 WHERE t_mono = (SELECT min(t_mono) FROM power WHERE state = 'on')")
+    assert row(judge(run), "no-brown-out").verdict == "pass"
+    sql(run, "UPDATE power SET voltage_v = 0 WHERE t_mono = (SELECT max(t_mono) FROM power WHERE state = 'on')")
+    assert row(judge(run), "no-brown-out").measured == 1
+
+
 def test_lockout_of_an_unknown_board(run: Path) -> None:
     (run / "provenance.json").unlink()
     assert row(judge(run), "no-brown-out").verdict == "missing"
