@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import json
 import logging
 import logging.handlers
 import os
@@ -592,7 +593,7 @@ class Daemon:
         await supply.open()
         facts = {"bench": self.bench.name, "hil_version": hil.__version__, "supply": str(supply.identity)}
         if board.link is not None:
-            facts["link_box"] = str(await board.link.preflight())
+            facts["link_box"] = json.dumps(await board.link.preflight())
         return facts
 
     def flight_state(self) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from hil.model import Completed
 __all__ = ["Console", "Match"]
 
 CONNECT_S = 5.0
+LOGIN_TRY_S = 8.0
 RECEIVE_BYTES = 1 << 16
 
 
@@ -108,16 +109,31 @@ class Console:
             raise self._ended() from error
 
     def login(self, user: str = "root", password: str | None = None, timeout_s: float = 30.0) -> None:
-        """Log in at a login prompt; a shell that is there already is left as it is. Raises BoardError."""
+        """Log in at a login prompt; a shell that is there already is left as it is. Raises BoardError.
+
+        Tries again until a command answers: kernel messages may tear a prompt, and `login` drops what was typed
+        before its shell runs.
+        """
         deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                self._login_once(user, password, min(left_s, LOGIN_TRY_S))
+                return
+            except BoardError:
+                if time.monotonic() + 0.5 > deadline:
+                    raise
+
+    def _login_once(self, user: str, password: str | None, timeout_s: float) -> None:
         self.send("")
-        found = self.expect(r"login: ?|[#$] ?", timeout_s)
-        if "login" in found.text:
+        # A prompt is the last thing said: a '#' in the middle of a kernel message is none.
+        if "login" in self.expect(r"login: ?|[#$] ?\Z", timeout_s).text:
             self.send(user)
             if password is not None:
-                self.expect(r"[Pp]assword: ?", max(deadline - time.monotonic(), 0.1))
+                self.expect(r"[Pp]assword: ?", timeout_s)
                 self.send(password)
-        self.run("true", timeout_s=max(deadline - time.monotonic(), 1.0))
+            self.expect(r"[#$] ?\Z", timeout_s)
+        self.run("true", timeout_s=timeout_s)
 
     def run(self, command: str, timeout_s: float = 30.0) -> Completed:
         """Run one shell line and return its output (stderr is mixed in, as on any terminal).

@@ -107,7 +107,7 @@ class Lab:
         self.path = directory / "bench.yaml"
         self.path.write_text(BENCH.format(types=directory / "types", port=self.supply.port))
         self.bench = load_bench(self.path)
-        self.runs = directory / "runs"
+        self.run = directory / "runs/run"
 
     def attach(self, start: bool = True) -> Bench:
         return attach(self.bench, start=start)
@@ -124,8 +124,27 @@ class Lab:
         return (self.bench.state_dir / "daemon.log").read_text()
 
 
+@pytest.fixture(scope="module")
+def _shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("shared"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def shared(_shared_lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """A lab for tests that leave it as they found it: nothing leased, everything off."""
+    _shared_lab.run = tmp_path / "run"
+    yield _shared_lab
+    with _shared_lab.attach() as daemon:
+        assert daemon.leases() == []
+    assert not _shared_lab.supply.is_on(1)
+    assert not _shared_lab.supply.is_on(2)
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A lab of its own, for tests that break something."""
     lab = Lab(tmp_path)
     yield lab
     lab.close()
@@ -139,20 +158,20 @@ def gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
 
 
-def test_a_board_is_powered_under_a_lease_and_off_when_it_is_released(lab: Lab) -> None:
-    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+def test_a_board_is_powered_under_a_lease_and_off_when_it_is_released(shared: Lab) -> None:
+    with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
         board = daemon.board("b1", lease)
         reading = board.power.on()
         assert reading.output_on
         assert 14.9 < reading.voltage_v < 15.1
-        assert lab.supply.is_on()
+        assert shared.supply.is_on()
         until(lambda: 11 < daemon.board("b1").power.read().power_w < 13)
         status = daemon.status()
         assert status["boards"]["b1"]["lease"]["holder"].endswith(lease_name())
         assert status["deadman"] == {"alive": True, "armed": True, "pid": status["deadman"]["pid"]}
         lease.release()
-        assert not lab.supply.is_on()
-        assert lab.supply.volts() < 0.6
+        assert not shared.supply.is_on()
+        assert shared.supply.volts() < 0.6
         assert daemon.status()["boards"]["b1"]["state"] == "off"
         with pytest.raises(BenchError, match="was released"):
             board.power.on()
@@ -162,8 +181,8 @@ def lease_name() -> str:
     return Path(sys.argv[0]).name
 
 
-def test_what_needs_a_lease_says_so_and_what_is_not_wired_too(lab: Lab) -> None:
-    with lab.attach() as daemon:
+def test_what_needs_a_lease_says_so_and_what_is_not_wired_too(shared: Lab) -> None:
+    with shared.attach() as daemon:
         watcher = daemon.board("b1")
         assert watcher.power.read().output_on is False
         with pytest.raises(BenchError, match="only under a lease"):
@@ -186,18 +205,18 @@ def test_what_needs_a_lease_says_so_and_what_is_not_wired_too(lab: Lab) -> None:
                 board.power.on(25.0)
             with pytest.raises(BenchError, match="not for board b2"):
                 daemon.http.call("POST", "/v1/boards/b2/power", {"action": "on"}, token=lease.token)
-        assert not lab.supply.is_on()
+        assert not shared.supply.is_on()
 
 
-def test_a_second_client_waits_its_turn_and_gets_the_board_quickly(lab: Lab) -> None:
-    with lab.attach() as daemon:
+def test_a_second_client_waits_its_turn_and_gets_the_board_quickly(shared: Lab) -> None:
+    with shared.attach() as daemon:
         first = daemon.lease(["b1", "b2"])
         with pytest.raises(BenchError, match="board b1 is leased by"):
             daemon.lease(["b1"])
         got: list[float] = []
 
         def wait() -> None:
-            with lab.attach() as other, other.lease(["b2"], wait_s=10):
+            with shared.attach() as other, other.lease(["b2"], wait_s=10):
                 got.append(time.monotonic())
 
         thread = threading.Thread(target=wait)
@@ -235,21 +254,23 @@ def holder(lab: Lab, board: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("board", "channel", "stays"), [("b1", 1, False), ("b2", 2, True)], ids=["off", "hold"])
-def test_a_killed_holder_leaves_the_board_as_on_lease_end_says(lab: Lab, board: str, channel: int, stays: bool) -> None:
-    process = holder(lab, board)
-    assert lab.supply.is_on(channel)
+def test_a_killed_holder_leaves_the_board_as_on_lease_end_says(
+    shared: Lab, board: str, channel: int, stays: bool
+) -> None:
+    process = holder(shared, board)
+    assert shared.supply.is_on(channel)
     process.kill()
     process.communicate()
-    with lab.attach(start=False) as daemon:
+    with shared.attach(start=False) as daemon:
         until(lambda: not daemon.leases(), 3.0)
         if stays:
-            until(lambda: f"board {board}: lease" in lab.log())
-            assert lab.supply.is_on(channel)
+            until(lambda: f"board {board}: lease" in shared.log())
+            assert shared.supply.is_on(channel)
         else:
-            until(lambda: not lab.supply.is_on(channel), 2.0)
+            until(lambda: not shared.supply.is_on(channel), 2.0)
         with daemon.lease([board]) as lease:  # the board can be had again at once
             daemon.board(board, lease).power.off()
-            assert not lab.supply.is_on(channel)
+            assert not shared.supply.is_on(channel)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -329,11 +350,11 @@ def test_a_dead_deadman_means_safe_state_and_a_new_one(lab: Lab) -> None:
         assert lab.supply.is_on()
 
 
-def test_many_clients_start_one_daemon(lab: Lab) -> None:
+def test_many_clients_start_one_daemon(shared: Lab) -> None:
     pids: list[int] = []
 
     def start() -> None:
-        with lab.attach() as daemon:
+        with shared.attach() as daemon:
             pids.append(daemon.status()["pid"])
 
     threads = [threading.Thread(target=start) for _ in range(5)]
@@ -402,22 +423,22 @@ MISSION = ROOT / "fixtures/missions/short.yaml"
 
 
 def fly(lab: Lab, daemon: Bench, lease: Lease, start_s: float = 0.0):
-    return daemon.flight("b1", MISSION, lab.runs / "run", lease, start_s)
+    return daemon.flight("b1", MISSION, lab.run, lease, start_s)
 
 
 def rows(lab: Lab, query: str) -> list[tuple[float, ...]]:
-    with sqlite3.connect(lab.runs / "run/telemetry.sqlite") as database:
+    with sqlite3.connect(lab.run / "telemetry.sqlite") as database:
         return database.execute(query).fetchall()
 
 
 def kinds(lab: Lab) -> list[str]:
-    return [event["kind"] for event in read_events(lab.runs / "run/events.jsonl")]
+    return [event["kind"] for event in read_events(lab.run / "events.jsonl")]
 
 
-def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(lab: Lab) -> None:
-    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(shared: Lab) -> None:
+    with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
         board = daemon.board("b1", lease)
-        flight = fly(lab, daemon, lease)
+        flight = fly(shared, daemon, lease)
         board.power.on()
         state = flight.state()
         assert state["state"] == "running"
@@ -438,37 +459,37 @@ def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(lab: Lab) ->
         flight.clock(1.0)
         assert flight.state()["t_mission"] > 20000
         with pytest.raises(BenchError, match="flight of board b1 is running"):
-            fly(lab, daemon, lease)
+            fly(shared, daemon, lease)
         ended = flight.end()
         assert ended == {"state": "ended", "invalid": []}
-        assert not lab.supply.is_on()
+        assert not shared.supply.is_on()
         assert flight.end() == {}
         assert daemon.http.get("/v1/flight")["tokens"] == 3
-    assert rows(lab, "SELECT kind, rate, cause FROM clock ORDER BY wall_start_s, rowid") == [
+    assert rows(shared, "SELECT kind, rate, cause FROM clock ORDER BY wall_start_s, rowid") == [
         ("run", 1.0, "start"),
         ("run", 60.0, "upload"),
         ("skip", 60.0, "next contact"),
         ("run", 1.0, ""),
     ]
-    assert rows(lab, "SELECT query, n, plane, board FROM tokens") == [("q1", 3, "payload", "b1")]
-    assert rows(lab, "SELECT kind, value FROM progress") == [("upload_bytes", 1000)]
+    assert rows(shared, "SELECT query, n, plane, board FROM tokens") == [("q1", 3, "payload", "b1")]
+    assert rows(shared, "SELECT kind, value FROM progress") == [("upload_bytes", 1000)]
     (count, power, energy, late) = rows(
-        lab, "SELECT count(*), max(power_w), max(energy_j), max(lateness_s) FROM power WHERE soc IS NOT NULL"
+        shared, "SELECT count(*), max(power_w), max(energy_j), max(lateness_s) FROM power WHERE soc IS NOT NULL"
     )[0]
     assert count > 10
     assert 11 < power < 13
     assert energy > 5
     assert late < 1
     for kind in ("flight_started", "board_on", "clock", "model_advanced", "board_off", "flight_ended"):
-        assert kind in kinds(lab)
-    assert (lab.runs / "run/timeline.npz").exists()
+        assert kind in kinds(shared)
+    assert (shared.run / "timeline.npz").exists()
 
 
-def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(lab: Lab) -> None:
-    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
-        flight = fly(lab, daemon, lease)
+def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(shared: Lab) -> None:
+    with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
+        flight = fly(shared, daemon, lease)
         daemon.board("b1", lease).power.on()
-        timeline = Timeline.load(lab.runs / "run/timeline.npz")
+        timeline = Timeline.load(shared.run / "timeline.npz")
         assert timeline.environment.power is not None
         shed = timeline.environment.power.shed
         assert shed is not None
@@ -480,16 +501,16 @@ def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(l
         flight.clock(60.0, cause="eclipse")
         until(lambda: flight.state()["rate"] == 1.0, 2, "for the daemon to force real time")
         until(lambda: flight.state()["power"]["state"] == "shed", 20)
-        assert not lab.supply.is_on()
-        assert lab.supply.volts() < 0.6
+        assert not shared.supply.is_on()
+        assert shared.supply.volts() < 0.6
         with pytest.raises(BenchError, match="shed by the mission's power system"):
             daemon.board("b1", lease).power.on()
         flight.clock(900.0, cause="recharge")
         until(lambda: flight.state()["power"]["state"] == "on", 20)
-        assert lab.supply.is_on()
+        assert shared.supply.is_on()
         assert flight.state()["rate"] == 1.0
         assert flight.end()["invalid"] == []
-    events = read_events(lab.runs / "run/events.jsonl")
+    events = read_events(shared.run / "events.jsonl")
     order = [event["kind"] for event in events if event["kind"].startswith("load_")]
     assert order == ["load_shed", "load_restoring", "load_restored"]
     causes = [event["cause"] for event in events if event["kind"] == "clock" and not event["skipped_s"]]
@@ -500,34 +521,36 @@ def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(l
     ledger = events[-1]["ledger"]
     spent = sum(value for key, value in ledger.items() if key not in ("generated_j", "unserved_j"))
     assert abs(ledger["generated_j"] - spent) < 1e-6 * ledger["generated_j"]
-    states = [state for (state,) in rows(lab, "SELECT state FROM power ORDER BY t_mono")]
+    states = [state for (state,) in rows(shared, "SELECT state FROM power ORDER BY t_mono")]
     assert {"on", "shed"} <= set(states)
 
 
-def test_a_full_disk_makes_the_flight_fail_and_end_safely(lab: Lab) -> None:
-    (lab.runs / "run").mkdir(parents=True)
-    (lab.runs / "run/events.jsonl").symlink_to("/dev/full")
-    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
-        flight = fly(lab, daemon, lease)
+def test_a_full_disk_makes_the_flight_fail_and_end_safely(shared: Lab) -> None:
+    (shared.run).mkdir(parents=True)
+    (shared.run / "events.jsonl").symlink_to("/dev/full")
+    with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
+        flight = fly(shared, daemon, lease)
         daemon.board("b1", lease).power.on()
         with pytest.raises(BenchError, match="No space left"):
             flight.state()
         assert "No space left" in flight.end()["invalid"][0]
-        assert not lab.supply.is_on()
+        assert not shared.supply.is_on()
 
 
-def test_metrics_of_a_flight(lab: Lab) -> None:
-    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+def test_metrics_of_a_flight(shared: Lab) -> None:
+    with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
         address = daemon.status()["metrics"]
-        flight = fly(lab, daemon, lease)
+        flight = fly(shared, daemon, lease)
         daemon.board("b1", lease).power.on()
+        before = scrape(address)
         flight.record_tokens("q1", 5, "payload")
         flight.flush()
         now = scrape(address)
         label = flight.state()["phase"]["label"]
         assert now[f'hil_orbit_phase{{board="b1",phase="{label}"}}'] == 1
         assert sum(value for key, value in now.items() if key.startswith("hil_orbit_phase") and "b1" in key) == 1
-        assert now[f'hil_inference_output_tokens_total{{board="b1",phase="{label}"}}'] == 5
+        tokens = f'hil_inference_output_tokens_total{{board="b1",phase="{label}"}}'
+        assert now[tokens] - before[tokens] == 5
         assert 0 < now['hil_battery_state_of_charge_ratio{board="b1"}'] <= 1
         assert now['hil_bus_voltage_volts{board="b1"}'] > 12
         assert now['hil_mission_clock_rate{board="b1"}'] == 1
@@ -551,7 +574,7 @@ def test_a_lost_supply_is_an_error_an_invalid_run_and_the_outputs_off(lab: Lab) 
         until(failed, 15)
         lab.supply = SupplyProcess(lab.supply.port)
         assert not lab.supply.is_on()
-    events = read_events(lab.runs / "run/events.jsonl")
+    events = read_events(lab.run / "events.jsonl")
     assert [event["reason"] for event in events if event["kind"] == "invalid"]
     # The bench goes on when the supply is back: this daemon, or a new one when the dead-man had to end this one.
     with lab.attach() as daemon:
@@ -561,30 +584,30 @@ def test_a_lost_supply_is_an_error_an_invalid_run_and_the_outputs_off(lab: Lab) 
         assert not lab.supply.is_on()
 
 
-def test_a_killed_campaign_ends_the_flight_and_switches_off(lab: Lab) -> None:
+def test_a_killed_campaign_ends_the_flight_and_switches_off(shared: Lab) -> None:
     script = HOLDER.replace(
         "daemon.board(sys.argv[2], lease).power.on()\n",
         "flight = daemon.flight('b1', Path(sys.argv[3]), Path(sys.argv[4]), lease)\n"
         "daemon.board('b1', lease).power.on()\n",
     )
-    argv = [sys.executable, "-c", script, str(lab.path), "b1", str(MISSION), str(lab.runs / "run")]
+    argv = [sys.executable, "-c", script, str(shared.path), "b1", str(MISSION), str(shared.run)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline()
-    assert lab.supply.is_on()
+    assert shared.supply.is_on()
     process.kill()
     process.communicate()
-    until(lambda: not lab.supply.is_on(), 5)
-    with lab.attach(start=False) as daemon:
+    until(lambda: not shared.supply.is_on(), 5)
+    with shared.attach(start=False) as daemon:
         until(lambda: daemon.http.get("/v1/flight")["state"] == "ended", 5)
         assert daemon.http.get("/v1/flight")["invalid"] == ["the lease ended: holder_died"]
-    events = read_events(lab.runs / "run/events.jsonl")
+    events = read_events(shared.run / "events.jsonl")
     assert [event["kind"] for event in events][-1] == "flight_ended"
 
 
-def test_figures(lab: Lab, record_property: Callable[[str, object], None]) -> None:
+def test_figures(shared: Lab, record_property: Callable[[str, object], None]) -> None:
     """Loose bounds here; the figures themselves are for the report."""
-    with lab.attach() as daemon:
+    with shared.attach() as daemon:
         calls, leases = [], []
         for _ in range(50):
             start = time.perf_counter()
@@ -639,7 +662,7 @@ def test_the_console_goes_through_the_daemon(lab: Lab, tmp_path: Path) -> None:
         board.console.send("too late")
         with pytest.raises(BenchError, match="stream ended"):
             board.console.expect("anything", 5)
-    assert (lab.runs / "run/console/b1.log").read_bytes() == b"new life\r\nlogin: "
+    assert (lab.run / "console/b1.log").read_bytes() == b"new life\r\nlogin: "
     assert (lab.bench.state_dir / "console/b1.log").read_bytes() == b"old life\r\nlogin: new life\r\nlogin: "
     os.close(master)
     os.close(slave)

@@ -195,6 +195,38 @@ def test_a_command_survives_kernel_messages_in_its_output(tmp_path: Path) -> Non
     run(scenario())
 
 
+def test_login_waits_for_the_shell_that_drops_what_was_typed_early(tmp_path: Path) -> None:
+    board = Board(tmp_path / "port")
+
+    def line() -> bytes:
+        data = b""
+        while not data.endswith(b"\n"):
+            data += os.read(board.master, 1)
+        board.say(data.replace(b"\n", b"\r\n"))
+        return data
+
+    def getty() -> None:
+        line()
+        board.say(b"[    3.1] Freed #1 page\r\nvb1 login: ")
+        assert line() == b"root\n"
+        board.say(b"\x1b[?2004hroot@vb1:~# ")
+        command = line()
+        nonce = command.split(b"'-", 1)[1].split(b"-", 1)[0]
+        board.say(b"HIL-" + nonce + b"-B\r\nHIL-" + nonce + b"-E-0\r\n# ")
+
+    async def scenario() -> None:
+        async with serving(tmp_path) as console:
+            await until(lambda: console.connected)
+            mine = client(tmp_path, "right")
+            thread = threading.Thread(target=getty)
+            thread.start()
+            await asyncio.to_thread(mine.login, "root", None, 5)
+            thread.join()
+            mine.close()
+
+    run(scenario())
+
+
 def test_a_time_out_quotes_the_last_bytes_and_a_death_string_aborts(tmp_path: Path) -> None:
     async def scenario() -> None:
         board = Board(tmp_path / "port")
