@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import threading
@@ -270,11 +271,16 @@ def test_patterns_without_bound_are_refused(pattern: str) -> None:
 
 
 @given(
-    chunks=st.lists(st.sampled_from([b"lo", b"gin", b": ", b"x", b"panic", b"l"]), max_size=30), start=st.integers(0)
+    pieces=st.permutations([b"log", b"login: ", b"xx" * 20, b"pan", b"panic"]),
+    take=st.integers(1, 5),
+    cuts=st.sets(st.integers(0, 60)),
+    start=st.integers(0),
 )
-def test_how_the_stream_is_cut_changes_nothing(chunks: list[bytes], start: int) -> None:
+def test_how_the_stream_is_cut_changes_nothing(pieces: list[bytes], take: int, cuts: set[int], start: int) -> None:
+    stream = b"".join(pieces[:take])
+    chunks = [stream[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(stream)]) if a < b]
     whole = Search(Pattern("login: "), [Pattern("panic")], start=start)
-    whole.feed(b"".join(chunks))
+    whole.feed(stream)
     cut = Search(Pattern("login: "), [Pattern("panic")], start=start, keep=1)
 
     def outcome(search: Search) -> object:
