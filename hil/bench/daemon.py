@@ -431,15 +431,21 @@ class Daemon:
         self._waiting.append(place)
         try:
             while True:
-                ahead = any(others & wanted for others, _ in self._waiting[: self._waiting.index(place)])
+                ahead = not body.preempt and any(
+                    others & wanted for others, _ in self._waiting[: self._waiting.index(place)]
+                )
                 late = time.monotonic() >= deadline
-                if not ahead or late:
+                if not ahead:
                     try:
                         lease, token = await self._grant(body)
                         break
                     except BenchError:
                         if late:
                             raise
+                elif late:
+                    raise BenchError(
+                        f"others wait in line for {', '.join(sorted(wanted))}", hint="wait too: wait_s, --wait-s"
+                    )
                 if await disconnected():
                     raise BenchError("the client that waited for the lease is gone")
                 turn.clear()
