@@ -268,8 +268,19 @@ class FlightControl:
         self._write(kind, **data)
         if kind == "load_restoring" and self.clock.rate > 1.0:
             self._set_rate(1.0, "boot")  # a board boots in real time
+        if kind == "model_advanced":
+            self._check_skip(float(data["assumed_board_w"]), float(data["lowest_bus_voltage_v"]))
         if kind in INVALIDATING:
             self.invalidate(f"{kind}: {data.get('cause', '')}")
+
+    def _check_skip(self, assumed_w: float, lowest_v: float) -> None:
+        """A board that would have lost its power in a skipped span cannot be flown on as if it had not."""
+        power = self.timeline.environment.power
+        limit_v = power.shed.shed_v if power is not None and power.shed is not None else 0.0
+        if assumed_w > 0 and (lowest_v < limit_v or lowest_v <= 0):
+            self.invalidate(
+                f"skip: with the board at the assumed {assumed_w:.1f} W the bus would have fallen to {lowest_v:.2f} V"
+            )
 
     # ------------------------------------------------------------------------------------ what the player tells
     def played(self, played: Played) -> None:

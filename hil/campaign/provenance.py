@@ -36,10 +36,27 @@ def write_provenance(run: Path, bench: Bench, mission: Mission, board: str) -> N
         "mission": {"name": mission.name, "sha256": _sha256(mission.path), "seed": mission.file.seed},
         "orbit": {"tle_sha256": _sha256(mission.tle_path), "file": mission.tle_path.name},
         "bench": {"name": bench.name, "sha256": _sha256(bench.path), "virtual": virtual},
-        "board": {"name": board, "type": bench.file.boards[board].type, "hardware": bench.board(board)[2].hardware},
+        "board": _board(bench, board),
         "model": {"title": mission.file.model.title, "sha256": mission.file.model.sha256},
     }
     (run / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _board(bench: Bench, board: str) -> dict[str, Any]:
+    kind = bench.board(board)[2]
+    facts = {
+        "name": board,
+        "type": kind.name,
+        "hardware": kind.hardware,
+        "undervoltage_lockout_v": kind.supply.undervoltage_lockout_v,
+    }
+    if kind.modelled_power is not None:
+        watts = kind.modelled_power
+        facts["modelled_power"] = (
+            f"{watts.idle_w:g} W idle to {watts.full_w:g} W at {watts.full_cpu_cores:g} host CPU core"
+            f"{'' if watts.full_cpu_cores == 1 else 's'} used"
+        )
+    return facts
 
 
 def add_provenance(run: Path, **facts: Any) -> None:

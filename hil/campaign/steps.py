@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import threading
 import time
 import uuid
@@ -33,6 +32,8 @@ from hil.mission.passes import Contact
 LEAD_S = 1.0
 # Shorter contacts are not worth a connection.
 SHORTEST_CONTACT_S = 120.0
+# Wall seconds over which the idle power is measured, twenty samples of the power loop.
+IDLE_S = 2.0
 # Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
 AFTER_LOS_S = 0.3
 ShellError = (ShellLost, ShellTimeout)
@@ -84,9 +85,8 @@ def upload(flying: Flying, step: UploadStep) -> None:
         chunk_bytes=step.chunk_bytes,
         window_bytes=step.chunk_bytes // 2,
     )
-    if step.preload_bytes:
-        _preload(flying, step.preload_bytes)
-    offset = 0
+    offset = _preload(flying, send, step.preload_bytes) if step.preload_bytes else 0
+    preloaded, first = offset, len(send.attempts)
     windows = 0
     while not send.complete:
         if windows == step.max_contacts:
@@ -98,12 +98,13 @@ def upload(flying: Flying, step: UploadStep) -> None:
         windows += 1
         # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
         begin_s = contact.los_s - step.contact_share * contact.duration_s
-        flying.flight.skip_to(begin_s - LEAD_S, cause="next contact")
+        _skip(flying, begin_s - LEAD_S, "next contact")
         flying.flight.clock(step.clock_rate, cause="upload")
         _await_link(flying)
-        started = time.monotonic()
+        started_s = time.monotonic()
         attempts = len(send.attempts)
         cut = _upload_window(flying, send, contact)
+        ended_s = time.monotonic()
         flying.flight.clock(1.0, cause="upload window over")
         attempt = send.attempts[-1] if len(send.attempts) > attempts else None
         if attempt is not None:
@@ -117,7 +118,9 @@ def upload(flying: Flying, step: UploadStep) -> None:
             bytes_sent=attempt.sent_bytes if attempt else 0,
             bytes_resent=attempt.resent_bytes if attempt else 0,
             cut_by_los=cut,
-            wall_s=time.monotonic() - started,
+            wall_s=ended_s - started_s,
+            t_start_mono=started_s,
+            t_end_mono=ended_s,
             contact_s=contact.los_s - begin_s,
             clock_rate=step.clock_rate,
             rate_bps=flying.mission.file.link.uplink.rate_bps,
@@ -133,9 +136,9 @@ def upload(flying: Flying, step: UploadStep) -> None:
         "upload_done",
         windows=windows,
         size=send.total,
-        preloaded=step.preload_bytes,
-        bytes_sent=sum(attempt.sent_bytes for attempt in send.attempts),
-        resent_bytes_max_per_cut=max(attempt.resent_bytes for attempt in send.attempts),
+        preloaded=preloaded,
+        bytes_sent=sum(attempt.sent_bytes for attempt in send.attempts[first:]),
+        resent_bytes_max_per_cut=max(attempt.resent_bytes for attempt in send.attempts[first:]),
         sha256_ok=ok,
     )
     if not ok:
@@ -145,13 +148,16 @@ def upload(flying: Flying, step: UploadStep) -> None:
     flying.event("activated", sha256=model.sha256)
 
 
-def _preload(flying: Flying, count: int) -> None:
+def _preload(flying: Flying, send: Upload, count: int) -> int:
+    """Bring the first `count` bytes on the board over mgmt; returns how many it really was."""
     flying.say(f"  putting {count / 1e6:.0f} MB on the board over mgmt beforehand (not part of the measured upload)")
-    target = _model_path(flying)
-    with flying.mission.file.model.file.open("rb") as source, tempfile.NamedTemporaryFile() as head:
-        head.write(source.read(count))
-        head.flush()
-        Upload(Path(head.name), target).run(flying.board.shell, stall_s=30.0)
+    enough = threading.Event()
+
+    def progress(acknowledged: int) -> None:
+        if acknowledged >= count:
+            enough.set()
+
+    return send.run(flying.board.shell, stall_s=30.0, stop=enough, on_progress=progress).offset
 
 
 def _upload_window(flying: Flying, send: Upload, contact: Contact) -> bool:
@@ -159,8 +165,15 @@ def _upload_window(flying: Flying, send: Upload, contact: Contact) -> bool:
     state = flying.flight.state()
     los_mono = time.monotonic() + (contact.los_s - state["t_mission"]) / state["rate"]
     stop = threading.Event()
-    # The ground station knows its schedule: a moment after loss of signal it gives the connection up.
-    timer = threading.Timer(max(los_mono + AFTER_LOS_S - time.monotonic(), 0.0), stop.set)
+    shell: Shell | None = None
+
+    def give_up() -> None:
+        # The ground station knows its schedule: a moment after loss of signal it drops the connection.
+        stop.set()
+        if shell is not None:
+            shell.abort()
+
+    timer = threading.Timer(max(los_mono + AFTER_LOS_S - time.monotonic(), 0.0), give_up)
     timer.daemon = True
     timer.start()
     shown = [0.0]
@@ -170,7 +183,6 @@ def _upload_window(flying: Flying, send: Upload, contact: Contact) -> bool:
             shown[0] = time.monotonic()
             flying.flight.progress("upload_bytes", acknowledged)
 
-    shell: Shell | None = None
     try:
         left_s = max(los_mono - time.monotonic(), 1.0)
         shell = flying.board.payload_shell(timeout_s=left_s)
@@ -192,15 +204,26 @@ def serve(flying: Flying, step: ServeStep) -> None:
     server = ["--host", "0.0.0.0", "--port", str(MODEL_PORT)]  # noqa: S104  (on the board, behind its two ports)
     mailbox = ["--host", "0.0.0.0", "--port", str(MAILBOX_PORT), "--server", f"http://127.0.0.1:{MODEL_PORT}"]  # noqa: S104
     started = time.monotonic()
-    shell.spawn(_onboard(flying, "serve-model", _model_path(flying), *server), f"{directory}/model.log")
-    shell.spawn(_onboard(flying, "mailbox", *mailbox, "--dir", f"{directory}/mailbox"), f"{directory}/mailbox.log")
-    flying.wait(
-        f"the model server is healthy (its log: {directory}/model.log on the board)",
-        lambda: llm.health(shell.forward, f"http://127.0.0.1:{MODEL_PORT}"),
-        timeout_s=step.timeout_s,
-    )
+    for command in (
+        _onboard(flying, "serve-model", _model_path(flying), *server, "--detach", f"{directory}/model.log"),
+        _onboard(flying, "mailbox", *mailbox, "--dir", f"{directory}/mailbox", "--detach", f"{directory}/mailbox.log"),
+    ):
+        shell.run(command, timeout_s=20, check=True)
+    try:
+        flying.wait(
+            "the model server is healthy",
+            lambda: llm.health(shell.forward, f"http://127.0.0.1:{MODEL_PORT}"),
+            timeout_s=step.timeout_s,
+        )
+    except BoardError as error:
+        log = shell.run(["tail", "-n", "5", f"{directory}/model.log"], timeout_s=20).stdout.strip()
+        raise BoardError(f"{error.message}; the end of its log:\n{log}") from None
     flying.event("serve_ready", load_s=time.monotonic() - started)
     flying.say(f"  model ready after {time.monotonic() - started:.1f} s")
+    # What inference costs is the difference to this: the model loaded, nobody asking.
+    if flying.interrupted.wait(IDLE_S):
+        raise KeyboardInterrupt
+    flying.event("idle", wall_s=IDLE_S)
 
 
 def query(flying: Flying, step: QueryStep) -> None:
@@ -230,14 +253,12 @@ def _ask(flying: Flying, prompt: str, max_tokens: int, timeout_s: float, step: s
     result = llm.stream_chat(
         flying.connect_payload,
         f"http://{address}:{MODEL_PORT}",
-        [{"role": "user", "content": prompt}],
+        _messages(flying, prompt),
         max_tokens,
         temperature=0.0,
         seed=flying.mission.file.seed,
         timeout_s=timeout_s,
         on_token=lambda text, t_s: flying.flight.record_tokens(name, 1, "payload"),
-        # Without the cache, the same prompt is computed the same way whatever was asked before.
-        extra={"cache_prompt": False},
     )
     after = flying.flight.state()
     flying.event(
@@ -272,14 +293,12 @@ def loss_of_signal(flying: Flying, step: LossOfSignalStep) -> None:
     address = flying.payload.address
     base = f"http://{address}:{MAILBOX_PORT}"
     contact = _current_contact(flying)
-    flying.flight.skip_to(
-        max(contact.los_s - step.before_los_s, flying.flight.state()["t_mission"]), cause="towards loss of signal"
-    )
+    _skip(flying, contact.los_s - step.before_los_s, "towards loss of signal")
     identifier = uuid.uuid4().hex
     asked_at = flying.flight.state()["t_mission"]
     body = {
         "id": identifier,
-        "messages": [{"role": "user", "content": step.prompt}],
+        "messages": _messages(flying, step.prompt),
         "max_tokens": step.max_tokens,
         "temperature": 0.0,
         "seed": flying.mission.file.seed,
@@ -348,7 +367,7 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
             "no full eclipse is left in the mission's time span",
             hint="raise duration_h or start the eclipse step earlier",
         )
-    flying.flight.skip_to(last.penumbra_entry_s - 60.0, cause="last eclipse")
+    _skip(flying, last.penumbra_entry_s - 60.0, "last eclipse")
     with _continuous_inference(flying, step) as load:
         flying.flight.clock(step.clock_rate, cause="eclipse")
         flying.wait("the load is shed", lambda: _power(flying)["state"] == "shed", timeout_s=600, every_s=0.2)
@@ -381,7 +400,7 @@ def _continuous_inference(flying: Flying, step: EclipseStep) -> Iterator[dict[st
                 llm.stream_chat(
                     forward,
                     f"http://127.0.0.1:{MODEL_PORT}",
-                    [{"role": "user", "content": step.prompt}],
+                    _messages(flying, step.prompt),
                     step.max_tokens,
                     seed=flying.mission.file.seed,
                     timeout_s=120,
@@ -406,6 +425,11 @@ def end(flying: Flying, step: EndStep) -> None:
     """Orderly end: the flight ends (output off and verified, link cleared)."""
     flying.flight.end()
     flying.board.power.off()
+
+
+def _skip(flying: Flying, t_s: float, cause: str) -> None:
+    """Jump to mission second `t_s`; the board is taken to idle meanwhile, and the record says so."""
+    flying.flight.skip_to(t_s, assumed_board_w=flying.type.power.idle_w, cause=cause)
 
 
 def _power(flying: Flying) -> dict[str, Any]:
@@ -436,7 +460,8 @@ def _enter_contact(flying: Flying) -> Contact:
     """Skip to the next contact, at clock rate 1, and wait until the link is up."""
     contact = _next_contact(flying)
     flying.flight.clock(1.0, cause="query")
-    flying.flight.skip_to(contact.aos_s - LEAD_S, cause="next contact")
+    # The modem's acquisition is dead time at rate 1: land shortly before its end, so that the edge itself is flown.
+    _skip(flying, contact.aos_s + flying.mission.file.link.acquisition_s - LEAD_S, "next contact")
     _await_link(flying)
     flying.event("contact", station=contact.station, aos_s=contact.aos_s, los_s=contact.los_s)
     flying.say(f"  in contact with {contact.station}")
@@ -452,6 +477,12 @@ def _await_link(flying: Flying) -> None:
 
 def _model_path(flying: Flying) -> str:
     return f"{flying.type.onboard_dir}/model.gguf"
+
+
+def _messages(flying: Flying, prompt: str) -> list[dict[str, str]]:
+    system = flying.mission.file.model.system_prompt
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": prompt}]
 
 
 def _onboard(flying: Flying, *arguments: str) -> list[str]:

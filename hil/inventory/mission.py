@@ -92,6 +92,7 @@ class ModelFile(Strict):
     file: Path
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     title: str
+    system_prompt: str = Field(default="", description="sent with every question; empty: the model's own default")
 
 
 class BootStep(Strict):

@@ -7,7 +7,7 @@ set -eu -o pipefail
 packages=(
     qemu-system-arm qemu-system-x86 ipxe-qemu seabios  # the emulators of board and link box
     u-boot-qemu u-boot-tools                            # the board's firmware and its environment
-    mmdebstrap e2fsprogs cpio zstd fakeroot             # root file systems without root
+    e2fsprogs fakeroot cpio                             # root file systems without root
     iproute2 openssh-client                             # namespaces; ssh-keygen
 )
 if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
