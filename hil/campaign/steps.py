@@ -481,7 +481,7 @@ def _model_path(flying: Flying) -> str:
 
 def _messages(flying: Flying, prompt: str) -> list[dict[str, str]]:
     system = flying.mission.file.model.system_prompt
-    head = [{"role": "system", "content": system}] if system else []
+    head = [] if system is None else [{"role": "system", "content": system}]
     return [*head, {"role": "user", "content": prompt}]
 
 

@@ -92,7 +92,9 @@ class ModelFile(Strict):
     file: Path
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     title: str
-    system_prompt: str = Field(default="", description="sent with every question; empty: the model's own default")
+    system_prompt: str | None = Field(
+        default=None, description="sent with every question, also when empty; null: the chat template's own"
+    )
 
 
 class BootStep(Strict):
