@@ -132,6 +132,10 @@ def _bench_routes(app: FastAPI, daemon: Daemon) -> None:
     async def release(lease: str, token: Token = None) -> JSONResponse:
         return JSONResponse(await daemon.release(lease, token))
 
+    @app.get("/v1/doctor", response_model=None)
+    async def doctor() -> JSONResponse:
+        return JSONResponse(await daemon.doctor())
+
     @app.post("/v1/stop", response_model=None)
     async def stop(body: StopBody) -> JSONResponse:
         daemon.request_stop(body.force)

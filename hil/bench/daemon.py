@@ -31,6 +31,7 @@ from hil.bench import leases as lease_module
 from hil.bench.board import BoardOwner, Channel
 from hil.bench.consoles import Console
 from hil.bench.deadman import ArmedOutput, Deadman
+from hil.bench.doctor import examine
 from hil.bench.exporter import BenchMetrics, Exporter, serve_metrics
 from hil.bench.flight import FlightControl
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
@@ -601,6 +602,18 @@ class Daemon:
         if board.link is not None:
             facts["link_box"] = json.dumps(await board.link.preflight())
         return facts
+
+    async def doctor(self) -> dict[str, Any]:
+        """Every fixture asked, nothing switched."""
+        await self._heart.ensure()
+        checks = await examine(
+            self.boards,
+            {name: wire.dialect for name, wire in self.bench.file.supplies.items()},
+            self._supplies,
+            self._links,
+            deadman_alive=self._heart.alive,
+        )
+        return {"checks": [asdict(check) for check in checks]}
 
     def flight_state(self) -> dict[str, Any] | None:
         return None if self.flight is None else self.flight.describe()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from hil.campaign import junit, report, verdict
+from hil.campaign.provenance import add_provenance
 from hil.campaign.record import read
 from hil.errors import ExitCode
 from hil.model import Criterion, Verdict
@@ -25,6 +27,10 @@ class Finished:
 def finish(run: Path) -> Finished:
     """Evaluate the record in `run` and write verdict, JUnit and report beside it."""
     record = read(run)
+    link_box = record.meta.get("link_box")
+    if link_box is not None and "link_box" not in record.provenance:
+        add_provenance(run, link_box=json.loads(link_box))
+        record = read(run)
     mission = verdict.mission_of(run)
     result = verdict.evaluate(record, mission.criteria)
     verdict.write(run / "verdict.json", result)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
 from hil.campaign.finish import Finished, finish
-from hil.campaign.provenance import write_provenance
+from hil.campaign.provenance import add_provenance, write_provenance
 from hil.client import attach
 from hil.drivers import broker
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inventory import Bench, Mission
 
 if TYPE_CHECKING:
+    from hil import client
     from hil.client import Board, Flight
     from hil.inventory.bench import BenchBoard, PayloadWire, SshWire
     from hil.inventory.board_type import BoardType
@@ -109,6 +110,7 @@ def fly(
     with Journal(run / "events.jsonl", "campaign") as journal:
         try:
             with attach(bench) as daemon, daemon.lease([name]) as lease:
+                add_provenance(run, fixtures=_examine(daemon, name, wires, journal))
                 board = daemon.board(name, lease)
                 flight = daemon.flight(name, mission.path, run, lease)
                 on_flight(flight, run)
@@ -175,6 +177,17 @@ def create_run(runs: Path, bench: Bench, mission: Mission) -> Path:
     except OSError as error:
         raise UsageError(f"cannot create run directory {run}: {error}", hint="--runs DIR names another place") from None
     return run
+
+
+def _examine(daemon: client.Bench, name: str, wires: BenchBoard, journal: Journal) -> list[dict[str, Any]]:
+    """What the doctor finds of this board's fixtures. Raises BenchError when one of them cannot fly."""
+    ours = {name, *(wire.supply for wire in wires.power)} | ({wires.payload.link} if wires.payload else set())
+    checks = [check for check in daemon.doctor() if check["fixture"] in ours]
+    journal.write("doctor", checks=checks)
+    bad = [f"{check['fixture']}: {check['what']}: {check['found']}" for check in checks if check["ok"] is False]
+    if bad:
+        raise BenchError(f"board {name} cannot fly:\n  " + "\n  ".join(bad), hint="`hil doctor` asks again")
+    return checks
 
 
 def _timeline(run: Path) -> Timeline:

@@ -34,12 +34,24 @@ def write_provenance(run: Path, bench: Bench, mission: Mission, board: str) -> N
             "load_average": os.getloadavg(),
         },
         "mission": {"name": mission.name, "sha256": _sha256(mission.path), "seed": mission.file.seed},
-        "orbit": {"tle_sha256": _sha256(mission.tle_path), "file": mission.tle_path.name},
+        "orbit": _orbit(mission),
         "bench": {"name": bench.name, "sha256": _sha256(bench.path), "virtual": virtual},
         "board": _board(bench, board),
         "model": {"title": mission.file.model.title, "sha256": mission.file.model.sha256},
     }
     (run / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _orbit(mission: Mission) -> dict[str, Any]:
+    from hil.mission.orbit import Orbit
+
+    text = mission.tle_path.read_text(encoding="utf-8")
+    age = Orbit.from_tle(text, source=str(mission.tle_path)).age_days(mission.start)
+    return {
+        "file": mission.tle_path.name,
+        "tle_sha256": _sha256(mission.tle_path),
+        "tle_age_at_start_days": round(age, 3),
+    }
 
 
 def _board(bench: Bench, board: str) -> dict[str, Any]:

@@ -33,14 +33,15 @@ def status(bench_file: str | None, as_json: bool) -> None:
     if as_json:
         print_json(state)
         return
-    click.echo(f"bench {state['bench']}  daemon {state['pid']}  hil {state['version']}")
+    click.echo(f"bench {state['bench']}  daemon {state['pid']}  hil {state['version']}  metrics {state['metrics']}")
     for name, board in state["boards"].items():
-        power, link, lease = board["power"], board.get("link"), board.get("lease")
-        click.echo(
-            f"  {name:10} {power['state']:8} {power['voltage_v']:6.2f} V {power['current_a']:6.3f} A "
-            f"{power['power_w']:6.2f} W  link {'-' if not link else 'up' if link['up'] else 'down'}  "
-            f"lease {lease['holder'] if lease else '-'}"
-        )
+        power, lease = board["power"], board["lease"]
+        measured = "not measured yet"
+        if power is not None:
+            measured = f"{power['voltage_v']:6.2f} V {power['current_a']:6.3f} A {power['power_w']:6.2f} W"
+        click.echo(f"  {name:10} {board['state']:8} {measured}  lease {lease['holder'] if lease else '-'}")
+        if board["fault"]:
+            click.echo(f"             fault: {board['fault']}")
     if state["flight"]:
         flight = state["flight"]
         click.echo(f"  flight {flight['utc']} at rate {flight['rate']:g}, state of charge {flight['soc']:.0%}")
@@ -52,6 +53,10 @@ def status(bench_file: str | None, as_json: bool) -> None:
 def stop(bench_file: str | None, force: bool) -> None:
     """Switch every output off and end the daemon."""
     from hil.client import attach
+    from hil.client.http import DaemonGone
 
-    with attach(the_bench(bench_file), start=False) as client:
-        client.stop(force=force)
+    try:
+        with attach(the_bench(bench_file), start=False) as client:
+            client.stop(force=force)
+    except DaemonGone:
+        click.echo("no daemon runs")

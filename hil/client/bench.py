@@ -119,6 +119,11 @@ class Bench:
         value: dict[str, Any] = self.http.get("/v1/status")
         return value
 
+    def doctor(self) -> list[dict[str, Any]]:
+        """What the daemon finds of its fixtures: rows of fixture, what, ok (None: a remark), found."""
+        value: list[dict[str, Any]] = self.http.get("/v1/doctor", timeout_s=POWER_TIMEOUT_S)["checks"]
+        return value
+
     def leases(self) -> list[dict[str, Any]]:
         """Who holds which board."""
         value: list[dict[str, Any]] = self.http.get("/v1/leases")
