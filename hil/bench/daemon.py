@@ -186,7 +186,7 @@ class Daemon:
                 board.console.start()
                 path = self.runtime_dir / f"console-{board.name}.sock"
                 await board.console.serve(path, functools.partial(self._authorize, board.name))
-        server, self._metrics_port = await serve_metrics(self.exporter)
+        server, self._metrics_port = await serve_metrics(self.exporter, self.bench.file.metrics_port)
         self._spawn(server.serve_forever(), "metrics")
         (self.runtime_dir / "metrics.port").write_text(f"{self._metrics_port}\n")
         self._busy()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from hil.errors import BenchError
 from hil.model import Direction
 
 if TYPE_CHECKING:
@@ -134,7 +135,13 @@ async def serve_metrics(exporter: Exporter, port: int = 0) -> tuple[asyncio.Serv
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", port, limit=REQUEST_BYTES)
+    try:
+        server = await asyncio.start_server(answer, "127.0.0.1", port, limit=REQUEST_BYTES)
+    except OSError as error:
+        raise BenchError(
+            f"/metrics cannot listen on 127.0.0.1:{port}: {error.strerror}",
+            hint="another port as `metrics_port` in the bench file; 0 takes a free one",
+        ) from error
     return server, int(server.sockets[0].getsockname()[1])
 
 

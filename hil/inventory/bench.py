@@ -150,6 +150,7 @@ class BenchFile(Strict):
     links: dict[Name, LinkWire] = Field(default_factory=dict)
     boards: dict[Name, BenchBoard] = Field(min_length=1)
     board_types: str = "../../boards"
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="127.0.0.1 port of /metrics; 0 takes a free one")
     virtual: Virtual | None = None
 
     @field_validator("supplies", "links", "boards")
