@@ -53,7 +53,7 @@ offline: setup ## fill OFFLINE_DIR with every wheel and package a lab without in
 	@test -n "$(OFFLINE_DIR)" || { echo "say where: make offline OFFLINE_DIR=/media/stick/hil"; exit 4; }
 	@hil/virtual/system-packages.sh --download "$(OFFLINE_DIR)/debs"
 	@$(VENV)/bin/pip download --quiet --disable-pip-version-check -d "$(OFFLINE_DIR)/wheels" \
-	    -e '.[test,lint]' 'setuptools>=68' wheel
+	    '.[test,lint]' 'setuptools>=68' wheel
 	@$(VENV)/bin/hil virtual images --fill-offline "$(OFFLINE_DIR)"
 
 clean: ## remove the virtual environment and caches of tools (images stay in the cache)

@@ -20,12 +20,16 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     exit 4
 fi
 
-apt_options=(-q -y --no-install-recommends)
+apt_options=(-q)
 if [ -n "${HIL_OFFLINE:-}" ]; then
-    list=$(mktemp)
-    trap 'rm -f "$list"' EXIT
-    echo "deb [trusted=yes] copy:$(realpath "$HIL_OFFLINE")/debs ./" >"$list"
-    apt_options+=(-o "Dir::Etc::SourceList=$list" -o Dir::Etc::SourceParts=/dev/null)
+    # The folder alone is the source, and its lists stay apart from the system's own.
+    lists=$(mktemp -d)
+    trap 'rm -rf "$lists"' EXIT
+    mkdir "$lists/partial"
+    echo "deb [trusted=yes] copy:$(realpath "$HIL_OFFLINE")/debs ./" >"$lists/offline.list"
+    chmod -R go+rX "$lists"
+    apt_options+=(-o "Dir::Etc::SourceList=$lists/offline.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$lists")
 fi
 
 if [ "${1:-}" = --download ]; then
@@ -53,5 +57,7 @@ if [ "$(id -u)" -ne 0 ]; then
     as_root=(sudo)
 fi
 echo "setup: installing Debian packages: ${missing[*]}"
-"${as_root[@]}" apt-get update -q >/dev/null || echo "setup: apt-get update failed; using the lists that are there" >&2
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install "${apt_options[@]}" "${missing[@]}" >/dev/null
+"${as_root[@]}" apt-get "${apt_options[@]}" update >/dev/null ||
+    echo "setup: apt-get update failed; using the lists that are there" >&2
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get "${apt_options[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
