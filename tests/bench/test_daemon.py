@@ -450,9 +450,12 @@ def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(shared: Lab)
         flight.progress("upload_bytes", 1000)
         flight.clock(60.0, cause="upload")
         until(lambda: flight.state()["t_mission"] > 60)
-        skipped = flight.skip_to(20000.0, cause="next contact")
-        assert skipped["skipped_s"] > 19000
-        assert 4 < skipped["assumed_board_w"] < 13
+        skipped = flight.skip_to(1000.0, cause="next contact")  # as the board draws now: it must be in the sun throughout
+        assert skipped["skipped_s"] > 900
+        assert 11 < skipped["assumed_board_w"] < 13
+        skipped = flight.skip_to(20000.0, assumed_board_w=5.0, cause="next contact")
+        assert skipped["skipped_s"] > 18000
+        assert skipped["assumed_board_w"] == 5.0
         assert flight.skip_to(100.0)["skipped_s"] == 0  # passed already
         with pytest.raises(UsageError, match="mission ends at"):
             flight.skip_to(1e9)
@@ -468,6 +471,7 @@ def test_a_flight_follows_the_bus_skips_by_model_and_records_it_all(shared: Lab)
     assert rows(shared, "SELECT kind, rate, cause FROM clock ORDER BY wall_start_s, rowid") == [
         ("run", 1.0, "start"),
         ("run", 60.0, "upload"),
+        ("skip", 60.0, "next contact"),
         ("skip", 60.0, "next contact"),
         ("run", 1.0, ""),
     ]
@@ -493,7 +497,7 @@ def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(s
         assert timeline.environment.power is not None
         shed = timeline.environment.power.shed
         assert shed is not None
-        flight.skip_to(timeline.eclipses[-1].umbra_entry_s, cause="eclipse")
+        flight.skip_to(timeline.eclipses[-1].umbra_entry_s, assumed_board_w=5.0, cause="eclipse")
         # Down to just above the shed voltage by model, the rest for real.
         while (left_v := flight.state()["power"]["bus_voltage_v"] - shed.shed_v) > 0.02:
             step_s = 60 if left_v > 0.5 else 2
