@@ -23,13 +23,13 @@ fi
 apt_options=(-q)
 if [ -n "${HIL_OFFLINE:-}" ]; then
     # The folder alone is the source, and its lists stay apart from the system's own.
-    lists=$(mktemp -d)
-    trap 'rm -rf "$lists"' EXIT
-    mkdir "$lists/partial"
-    echo "deb [trusted=yes] copy:$(realpath "$HIL_OFFLINE")/debs ./" >"$lists/offline.list"
-    chmod -R go+rX "$lists"
-    apt_options+=(-o "Dir::Etc::SourceList=$lists/offline.list" -o Dir::Etc::SourceParts=/dev/null
-        -o "Dir::State::Lists=$lists")
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    mkdir -p "$scratch/lists/partial" # apt removes what it does not know from its lists: the source stays outside
+    echo "deb [trusted=yes] copy:$(realpath "$HIL_OFFLINE")/debs ./" >"$scratch/offline.list"
+    chmod -R go+rX "$scratch"
+    apt_options+=(-o "Dir::Etc::SourceList=$scratch/offline.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$scratch/lists")
 fi
 
 if [ "${1:-}" = --download ]; then
