@@ -130,7 +130,7 @@ def fly(
                     for index, step in enumerate(mission.file.steps):
                         say(f"step {index + 1}/{len(mission.file.steps)}: {step.kind}")
                         flying.event("step_started", step=step.kind, index=index)
-                        STEPS[step.kind](flying, getattr(step, step.kind))
+                        _fly_step(flying, STEPS[step.kind], getattr(step, step.kind))
                         flying.event("step_finished", step=step.kind, index=index, ok=True)
                 finally:
                     interrupted.set()
@@ -146,6 +146,16 @@ def fly(
             finish(run)
             raise
     return finish(run)
+
+
+def _fly_step(flying: Flying, act: Callable[[Flying, Any], None], step: Any) -> None:
+    """One step; what looks like the board's failure is the bench's when the bench broke under it."""
+    try:
+        act(flying, step)
+    except BoardError:
+        flying.flight.state()  # raises what made the flight fail
+        flying.board.check()  # and this that the power was cut, the lease is over or the daemon gone
+        raise
 
 
 def check_model(mission: Mission) -> None:

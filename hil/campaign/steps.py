@@ -27,6 +27,7 @@ from hil.inventory.mission import (
     UploadStep,
 )
 from hil.mission.passes import Contact
+from hil.mission.shadow import Eclipse
 
 # Mission seconds before AOS at which a skip lands, so that the edge itself is flown, not jumped over.
 LEAD_S = 1.0
@@ -361,16 +362,12 @@ def _is_silent(flying: Flying, base: str) -> bool:
 
 def eclipse(flying: Flying, step: EclipseStep) -> None:
     """Into the last eclipse under continuous inference until the load is shed, then on until it is restored."""
-    last = flying.timeline.eclipses[-1]
-    if last.umbra_entry_s is None or last.penumbra_entry_s < flying.flight.state()["t_mission"]:
-        raise BenchError(
-            "no full eclipse is left in the mission's time span",
-            hint="raise duration_h or start the eclipse step earlier",
-        )
+    last = _last_eclipse(flying)
     _skip(flying, last.penumbra_entry_s - 60.0, "last eclipse")
     with _continuous_inference(flying, step) as load:
         flying.flight.clock(step.clock_rate, cause="eclipse")
-        flying.wait("the load is shed", lambda: _power(flying)["state"] == "shed", timeout_s=600, every_s=0.2)
+        flying.wait("the load is shed", lambda: _is_shed(flying), timeout_s=600, every_s=0.2)
+    flying.board.accept_power_cut()  # it was the aim
     flying.event("inference_load", **load)
     state = flying.flight.state()
     flying.say(f"  load shed at {state['power']['bus_voltage_v']:.2f} V, state of charge {state['soc']:.0%}")
@@ -381,6 +378,13 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
     flying.say("  load restored; the board boots by itself")
     flying.flight.clock(1.0, cause="boot")
     _await_boot(flying, start, powered, cause="load restored")
+
+
+def _is_shed(flying: Flying) -> bool:
+    state = _power(flying)["state"]
+    if state not in ("on", "shed"):
+        flying.board.check()  # says who cut the power
+    return bool(state == "shed")
 
 
 @contextmanager
@@ -454,6 +458,23 @@ def _current_contact(flying: Flying) -> Contact:
     if contact is None:
         raise BenchError("not inside a contact", hint="a loss_of_signal step follows a query step")
     return contact
+
+
+def _last_eclipse(flying: Flying) -> Eclipse:
+    """The last full eclipse that is still ahead and has a contact behind it."""
+    now_s = flying.flight.state()["t_mission"]
+    contacts = [item for item in flying.timeline.contacts if item.duration_s >= SHORTEST_CONTACT_S]
+    for eclipse in reversed(flying.timeline.eclipses):
+        if (
+            eclipse.umbra_entry_s is not None
+            and eclipse.penumbra_entry_s > now_s
+            and contacts
+            and eclipse.penumbra_exit_s < contacts[-1].aos_s
+        ):
+            return eclipse
+    raise BenchError(
+        "no full eclipse with a contact behind it is left in the mission's time span", hint="raise duration_h"
+    )
 
 
 def _enter_contact(flying: Flying) -> Contact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -72,4 +73,9 @@ def run(argv: list[str]) -> int:
     except HilError as error:
         click.echo(f"hil: {error}", err=True)
         return int(error.exit_code)
+    except Exception:
+        # Not 1: that is a board's failure. Whoever wrote hil is to blame here.
+        traceback.print_exc()
+        click.echo("hil: internal error; please report the lines above", err=True)
+        return int(ExitCode.BENCH)
     return int(result) if isinstance(result, int) else int(ExitCode.PASS)

@@ -59,6 +59,7 @@ class _Display:
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
+        self._started = time.monotonic()
         self._lines: deque[str] = deque(maxlen=12)
         self._state: dict[str, Any] | None = None
         self._done = threading.Event()
@@ -66,7 +67,6 @@ class _Display:
         self._live = (
             Live(console=console, refresh_per_second=4, get_renderable=self._render) if _is_live(console) else None
         )
-        self._started = time.monotonic()
 
     def __enter__(self) -> _Display:
         if self._live:

@@ -1,0 +1,150 @@
+"""The commands: exit codes, JSON keys, and that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import hil.cli
+from hil.errors import BenchError, BoardError, ExitCode, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+TLE = ROOT / "fixtures/tle/ref_qwen3_535_ltdn1030.tle"
+
+
+def run(*arguments: str | Path) -> int:
+    return hil.cli.run([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), ExitCode.USAGE),
+        (BenchError("x"), ExitCode.BENCH),
+        (BoardError("x"), ExitCode.FAIL),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED),
+        (RuntimeError("a bug of ours"), ExitCode.BENCH),
+    ],
+)
+def test_what_goes_wrong_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: ExitCode
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hil.cli.cli, "main", fail)
+    assert run("doctor") == code
+    assert capsys.readouterr().err
+
+
+def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("orbit", "passes", "--nonsense") == ExitCode.USAGE
+    assert "No such option" in capsys.readouterr().err
+
+
+def test_no_bench_named_says_what_to_write(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("HIL_BENCH", raising=False)
+    assert run("doctor") == ExitCode.USAGE
+    assert "--bench FILE or HIL_BENCH=FILE" in capsys.readouterr().err
+
+
+def test_every_command_of_the_list_can_be_loaded() -> None:
+    context = click.Context(hil.cli.cli)
+    for name in hil.cli.cli.list_commands(context):
+        command = hil.cli.cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert command.help
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from hil.cli import run; run(['--help']); print('numpy' in sys.modules, 'pydantic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_eclipses_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("orbit", "eclipses", "--tle", TLE, "--start", "2026-01-01T01:00:00Z", "--hours", "1.5", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["eclipses"]
+    assert [list(row) for row in rows] == [["penumbra_entry", "umbra_entry", "umbra_exit", "penumbra_exit"]]
+    assert rows[0]["penumbra_entry"].startswith("2026-01-01T01:24:0")
+    assert rows[0]["penumbra_entry"].endswith("Z")
+
+
+def test_passes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "--tle",
+        TLE,
+        "--station",
+        "40.45,116.86,0",
+        "--start",
+        "2026-01-01T00:00:00Z",
+        "--hours",
+        "3",
+        "--json",
+    )
+    assert run("orbit", "passes", *arguments) == 0
+    (row,) = json.loads(capsys.readouterr().out)["passes"]
+    assert list(row) == ["aos", "los", "max_elevation_deg", "max_elevation_at"]
+    assert row["aos"] < row["max_elevation_at"] < row["los"]
+
+
+def test_track_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "--tle",
+        TLE,
+        "--station",
+        "40.45,116.86,0",
+        "--start",
+        "2026-01-01T02:12:00Z",
+        "--seconds",
+        "2",
+        "--json",
+    )
+    assert run("orbit", "track", *arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["samples"]
+    assert len(rows) == 3
+    assert list(rows[0]) == ["time", "elevation_deg", "azimuth_deg", "range_m", "delay_s", "sunlit_fraction"]
+    assert rows[0]["delay_s"] == pytest.approx(rows[0]["range_m"] / 299_792_458.0)
+
+
+def test_a_tle_with_a_bad_checksum_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.tle"
+    path.write_text(TLE.read_text().replace("0001000", "0001001"))
+    assert run("orbit", "eclipses", "--tle", path, "--start", "2026-01-01T00:00:00Z") == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert "checksum" in error
+    assert "bad.tle:" in error
+
+
+@pytest.mark.parametrize("name", ["short", "star-compute-qwen3"])
+def test_the_shipped_missions_close_their_energy(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("mission", "check", name, "--json")
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    # The model file is only there where images were built; everything else must hold on every machine.
+    bad = [item for item in findings if not item["ok"] and "model" not in item["found"] + item["what"]]
+    assert bad == []
+
+
+def test_compile_writes_what_can_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hil.mission.timeline import Timeline
+
+    out = tmp_path / "short.npz"
+    assert run("mission", "compile", "short", "--out", out, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert Timeline.load(out).hash == summary["hash"]
+    assert len(summary["contacts"]) > 10
+    assert run("mission", "compile", "short", "--out", tmp_path / "short.txt") == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("what", ["board", "bench", "mission"])
+def test_schemas_are_json_schema(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("schema", what) == 0
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
