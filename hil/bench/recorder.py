@@ -131,6 +131,7 @@ class Recorder:
             self._fail(_refused(self.path, error))
         finally:
             with contextlib.suppress(sqlite3.Error):  # closing checkpoints the WAL: a full disk refuses that too
+                database.execute("PRAGMA journal_mode=DELETE")  # a finished record is one file, to copy and to read
                 database.close()
 
     def _store_batch(self, database: sqlite3.Connection) -> bool:

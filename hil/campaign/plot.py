@@ -187,13 +187,13 @@ def render(axis: Axis, panel: Panel, shades: Sequence[Band], lines: Sequence[flo
     for tick in ticks:
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         out.append(f'<text class="tick end" x="{LEFT - 7}" y="{y(tick) + 3.5:.1f}">{_number(tick)}</text>')
-    for value, label in panel.marks:
+    for value, _ in panel.marks:
         out.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        text = html.escape(label)
-        out.append(f'<text class="marked" x="{LEFT + 5}" y="{y(value) - 3.5:.1f}">{text}</text>')
     out += [f'<line class="event" x1="{x:.1f}" x2="{x:.1f}" y1="{pad}" y2="{bottom}"/>' for x in map(axis.x, lines)]
     out += [_path(axis, series, y) for series in panel.series]
     out += _breaks(axis, pad, bottom)
+    for value, label in panel.marks:  # after the breaks, which would hide half a word
+        out.append(f'<text class="marked" x="{LEFT + 5}" y="{y(value) - 3.5:.1f}">{html.escape(label)}</text>')
     out.append(_legend(panel))
     out.append(f'<line class="cursor" x1="0" x2="0" y1="{pad}" y2="{bottom}"/></svg>')
     return "".join(out)
