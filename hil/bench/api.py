@@ -148,6 +148,10 @@ def _bench_routes(app: FastAPI, daemon: Daemon) -> None:
 
 
 def _board_routes(app: FastAPI, daemon: Daemon) -> None:
+    @app.get("/v1/boards/{board}/check", response_model=None)
+    async def check(board: str, power_epoch: int | None = None, token: Token = None) -> JSONResponse:
+        return JSONResponse(daemon.check(board, power_epoch, token))
+
     @app.get("/v1/boards/{board}/power", response_model=None)
     async def read_power(board: str) -> JSONResponse:
         return JSONResponse(await daemon.read_power(board))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from hil.bench.consoles import Console
 from hil.bench.exporter import BoardMetrics, FlightMetrics, LinkMetrics, per_phase
+from hil.bench.journal import utc_text
 from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerloop import Heartbeat, PowerLoop, PowerSample
 from hil.bench.safety import Envelope, Intent, IntentJournal
@@ -60,6 +61,7 @@ class BoardOwner:
         on_event: Callable[[BoardOwner, str, dict[str, Any]], None],
         on_sample: Callable[[BoardOwner, PowerSample], None],
         on_failure: Callable[[BoardOwner, BaseException], None],
+        first_epoch: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -72,7 +74,9 @@ class BoardOwner:
         self.energy_j = per_phase()
         self.tokens = per_phase()
         self.upload_bytes = 0.0
-        self.power_epoch = 0
+        self.power_epoch = first_epoch
+        self.power_cuts = 0
+        self.last_cut = f"before {utc_text(time.time())}: the daemon that knew this board then is gone"
         self.overruns = 0
         self.player_overruns = 0
         self.fault = ""
@@ -237,7 +241,7 @@ class BoardOwner:
             lateness_s=0.0 if sample is None else sample.lateness_s,
             overruns=self.overruns + sum(loop.overruns for loop, _ in self._loops),
             player_overruns=self.player_overruns,
-            power_cuts=self.power_epoch,
+            power_cuts=self.power_cuts,
             link=None if self.link is None else _link_metrics(self.link),
             flight=flight,
         )
@@ -282,6 +286,7 @@ class BoardOwner:
             self.nominal,
             on_sample=sampled,
             on_event=self._event,
+            on_cut=self._cut,
         )
         task = asyncio.get_running_loop().create_task(loop.run(), name=f"power-{self.name}-{index}")
         task.add_done_callback(self._loop_ended)
@@ -319,14 +324,26 @@ class BoardOwner:
             log.error("board %s: its power loop ended: %s", self.name, error)
             self._on_failure(self, error)
 
+    def _cut(self, why: str) -> None:
+        """What clients know of the board is out of date from here."""
+        self.power_epoch += 1
+        self.power_cuts += 1
+        self.last_cut = f"at {utc_text(time.time())}: {why}"
+
+    def check_epoch(self, known: int | None) -> None:
+        """BenchError when the board lost power since a client knew `known` of it."""
+        if known is not None and known != self.power_epoch:
+            raise BenchError(
+                f"the power of board {self.name} was cut {self.last_cut}",
+                hint="what was known of the board is gone: switch it on, or go on with board.accept_power_cut()",
+            )
+
     def _event(self, kind: str, data: dict[str, Any]) -> None:
         now_s = self._monotonic()
         if kind in FREQUENT:
             if now_s - self._told_s.get(kind, -1e9) < 1.0:
                 return
             self._told_s[kind] = now_s
-        if kind in ("board_off", "load_shed", "tripped"):
-            self.power_epoch += 1
         log.info("board %s: %s %s", self.name, kind, data)
         self._on_event(self, kind, data)
 

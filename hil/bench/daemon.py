@@ -343,6 +343,8 @@ class Daemon:
             on_event=self._board_event,
             on_sample=self._board_sample,
             on_failure=self._board_failure,
+            # Rises over restarts too: the end of a daemon is a power cut that nobody was left to count.
+            first_epoch=int(boot_clock() * 1000),
         )
 
     def _flight_of(self, board: BoardOwner) -> FlightControl | None:
@@ -393,6 +395,12 @@ class Daemon:
             return await board.off("requested")
         await self._heart.ensure()
         return await (board.on(voltage_v) if action == "on" else board.cycle(voltage_v))
+
+    def check(self, name: str, power_epoch: int | None, token: str | None) -> dict[str, Any]:
+        """Whether a client may go on with the board: it has the lease and knows of every power cut."""
+        board = self._need(token, name)
+        board.check_epoch(power_epoch)
+        return {"power_epoch": board.power_epoch}
 
     async def read_power(self, name: str) -> dict[str, Any]:
         return await self._board(name).read()

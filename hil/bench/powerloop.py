@@ -29,6 +29,7 @@ from hil.model import Reading, Setpoint
 GAIN_LIMIT = 0.5
 State = Literal["off", "on", "shed", "tripped"]
 OnEvent = Callable[[str, dict[str, Any]], None]
+OnCut = Callable[[str], None]
 
 
 # ------------------------------------------------------------------------------------------- what the loop needs
@@ -185,6 +186,7 @@ class PowerLoop:
         *,
         on_sample: Callable[[PowerSample], None],
         on_event: OnEvent,
+        on_cut: OnCut = lambda why: None,
         consent: frozenset[str] = frozenset(),
         tuning: Tuning | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -203,6 +205,7 @@ class PowerLoop:
         self._nominal = nominal
         self._on_sample = on_sample
         self._on_event = on_event
+        self._on_cut = on_cut
         self._consent = consent
         self._tuning = tuning or Tuning()
         self._clock = clock
@@ -420,14 +423,15 @@ class PowerLoop:
     async def _on_trip(self, reading: Reading) -> None:
         trips = await self._supply.tripped(self._channel)
         recovery = self._supply.recovery
+        cause = ", ".join(trips) or "the output went off by itself"
         self._tell(
             "tripped",
             protections=list(trips),
-            cause=", ".join(trips) or "the output went off by itself",
+            cause=cause,
             voltage_v=reading.voltage_v,
             reopened=recovery is not None and self._channel in recovery.changed,
         )
-        await self._cut("tripped", "tripped")
+        await self._cut("tripped", f"tripped: {cause}")
 
     async def _watch_envelope(self, reading: Reading) -> None:
         breach = self._envelope.breach(reading)
@@ -504,7 +508,7 @@ class PowerLoop:
 
     async def _shed(self, flight: Flight, state: EpsStateLike, cause: str) -> None:
         self._low_since_mission_s = None
-        off = await self._cut("shed", cause)
+        off = await self._cut("shed", f"load shed: {cause}")
         self._tell(
             "load_shed",
             cause=cause,
@@ -617,6 +621,8 @@ class PowerLoop:
 
     async def _cut(self, state: State, how: str) -> PoweredOff:
         """Output off, verified, journal closed, dead-man disarmed; then the loop is in `state`."""
+        if self.state == "on":
+            self._on_cut(how)  # before it happens: whoever fails by the cut must find it told
         off = await safety.power_off(
             self._supply,
             self._channel,

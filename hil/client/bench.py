@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 POWER_TIMEOUT_S = 60.0
 COMPILE_TIMEOUT_S = 180.0
+CHECK_TIMEOUT_S = 10.0
 STOP_S = 15.0
 
 
@@ -43,6 +44,8 @@ class Lease:
         self.token = str(granted["token"])
         self.boards = tuple(granted["boards"])
         self.ttl_s = float(granted.get("ttl_s", 30.0))
+        # Board -> the power epoch that this client knows of; absent until it first asks, or after its own doing.
+        self.power_epochs: dict[str, int] = {}
         self._lost: HilError | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -182,7 +185,8 @@ class Bench:
             token=lease.token,
             timeout_s=COMPILE_TIMEOUT_S,
         )
-        return Flight(self.http, board, lease.token)
+        # Its end switches the board off, as the client wishes.
+        return Flight(self.http, board, lease.token, on_end=lambda: lease.power_epochs.pop(board, None))
 
     def stop(self, force: bool = False) -> None:
         """Stop the daemon: all outputs off. Refused (BenchError) while boards are leased, unless `force`."""
@@ -230,13 +234,14 @@ class Board:
             raise UsageError(f"board {self.name} has no console", hint="add `console:` to the bench file")
         if self._console is None:
             path = self.bench.inventory.runtime_dir / f"console-{self.name}.sock"
-            self._console = Console(self.name, path, self._token, self.type.boot.death)
+            guard = None if self.lease is None else self.check
+            self._console = Console(self.name, path, self._token, self.type.boot.death, guard)
         return self._console
 
     @property
     def shell(self) -> Shell:
         """The shell over the management port; connected at first use and again after it was lost."""
-        self._driving()
+        self.check()
         if self._shell is None or not self._shell.alive:
             self.reconnect(timeout_s=20.0)
         if self._shell is None:
@@ -245,14 +250,14 @@ class Board:
 
     def reconnect(self, timeout_s: float) -> Shell:
         """A new connection to the management port, tried until it stands. Raises the last BoardError in the end."""
-        self._driving()
+        self.check()
         self.disconnect()
         wire = self._wire("mgmt", self.wires.mgmt)
         deadline = time.monotonic() + timeout_s
         while True:
             left = deadline - time.monotonic()
             try:
-                self._shell = _connect(wire, None, min(max(left, 1.0), 20.0))
+                self._shell = self._connect(wire, None, min(max(left, 1.0), 20.0))
                 return self._shell
             except BoardError:
                 if time.monotonic() + 0.2 > deadline:
@@ -261,16 +266,51 @@ class Board:
 
     def payload_shell(self, timeout_s: float = 20.0) -> Shell:
         """A new connection through the emulated link; the caller closes it."""
-        self._driving()
+        self.check()
         wire = self._wire("payload", self.wires.payload)
         broker = None if self.wires.payload is None else self.wires.payload.broker
-        return _connect(wire, broker, timeout_s)
+        return self._connect(wire, broker, timeout_s)
+
+    def check(self) -> None:
+        """Raises BenchError when the lease is over, or when the board lost power since this client knew it on, other
+        than by the client's own power calls: the message says when and why. Every call of shell and console asks this.
+        """
+        token = self._driving()
+        epochs = {} if self.lease is None else self.lease.power_epochs
+        known = epochs.get(self.name)
+        path = f"/v1/boards/{self.name}/check{'' if known is None else f'?power_epoch={known}'}"
+        answer = self.bench.http.call("GET", path, token=token, timeout_s=CHECK_TIMEOUT_S)
+        epochs.setdefault(self.name, answer["power_epoch"])
+
+    def accept_power_cut(self) -> None:
+        """Go on with the board after a power cut that was expected: a load shed in a flight, say."""
+        self._driving()
+        if self.lease is not None:
+            self.lease.power_epochs.pop(self.name, None)
 
     def disconnect(self) -> None:
         """Drop the management connection without a farewell."""
         if self._shell is not None:
             self._shell.abort()
             self._shell = None
+
+    def _connect(self, wire: SshWire, broker: Path | None, timeout_s: float) -> Shell:
+        from hil.drivers.ssh import Shell
+
+        try:
+            return Shell.connect(
+                wire.address,
+                wire.port,
+                wire.user,
+                wire.key,
+                wire.known_hosts,
+                broker=broker,
+                timeout_s=timeout_s,
+                guard=self.check,
+            )
+        except BoardError:
+            self.check()  # a board without power does not answer, and is not to blame
+            raise
 
     def _wire(self, plane: str, wire: SshWire | None) -> SshWire:
         if wire is None:
@@ -317,7 +357,10 @@ class Power:
         return _reading(self._board.bench.http.get(f"/v1/boards/{self._board.name}/power"))
 
     def _act(self, action: str, voltage_v: float | None) -> Reading:
+        self._board.accept_power_cut()  # also of a call that fails half-way: what it cut, the client cut
         answer = self._board._call("POST", "power", {"action": action, "voltage_v": voltage_v})
+        if self._board.lease is not None:
+            self._board.lease.power_epochs[self._board.name] = answer["power_epoch"]
         offset = answer.get("console_offset")
         if action != "off" and offset is not None:
             # What the board said in its earlier life must not satisfy the next expect.
@@ -345,14 +388,6 @@ class Link:
         """What is applied now; needs no lease."""
         value: dict[str, Any] = self._board.bench.http.get(f"/v1/boards/{self._board.name}/link")
         return value
-
-
-def _connect(wire: SshWire, broker: Path | None, timeout_s: float) -> Shell:
-    from hil.drivers.ssh import Shell
-
-    return Shell.connect(
-        wire.address, wire.port, wire.user, wire.key, wire.known_hosts, broker=broker, timeout_s=timeout_s
-    )
 
 
 def _reading(value: Mapping[str, Any]) -> Reading:

@@ -31,11 +31,20 @@ RECEIVE_BYTES = 1 << 16
 class Console:
     """One client's view of a board's console. Not for several threads at once.
 
-    `path` is the daemon's raw byte stream; `token` gives the lease's token or None for a reader.
+    `path` is the daemon's raw byte stream; `token` gives the lease's token or None for a reader. `guard` is asked
+    before each call and after one that failed; it raises BenchError when the bench took the board away (`Board.check`).
     """
 
-    def __init__(self, board: str, path: Path, token: Callable[[], str | None], death: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        board: str,
+        path: Path,
+        token: Callable[[], str | None],
+        death: Iterable[str] = (),
+        guard: Callable[[], None] | None = None,
+    ) -> None:
         self.board = board
+        self._guard = guard or (lambda: None)
         self._path = path
         self._token = token
         self._death = tuple(death)
@@ -47,6 +56,7 @@ class Console:
 
     def mark(self) -> int:
         """The stream's present end, for `expect(since=…)`."""
+        self._guard()
         self._connect(None)
         self._receive_ready()
         return self._stream_end
@@ -69,6 +79,7 @@ class Console:
         The next call goes on behind the match. Raises BoardError quoting the last bytes after `timeout_s`, or when a
         death string (board type's `boot.death`, or `death`) comes first; UsageError for an unbounded pattern.
         """
+        self._guard()
         wanted = Pattern(pattern)
         fatal = [Pattern(item) for item in (self._death if death is None else death)]
         if since is not None:
@@ -85,6 +96,7 @@ class Console:
             left = deadline - time.monotonic()
             data = self._receive(left) if left > 0 else b""
             if left <= 0 or not data:
+                self._guard()  # a board whose power was cut is not to blame for its silence
                 raise BoardError(
                     f"board {self.board}: {pattern!r} did not come within {timeout_s:g} s; last bytes:\n{search.last()}"
                 )
@@ -99,6 +111,7 @@ class Console:
 
     def write(self, data: bytes) -> None:
         """Write raw bytes to the board; needs a lease."""
+        self._guard()
         self._connect(None)
         if self._sock is None or self._token() is None:
             raise BenchError(f"board {self.board}: writing to the console needs a lease", hint="bench.lease([…])")
@@ -151,6 +164,7 @@ class Console:
 
     def read_available(self) -> bytes:
         """What has come since the last expect, without waiting; it is consumed."""
+        self._guard()
         self._connect(None)
         self._receive_ready()
         data = bytes(self._held)

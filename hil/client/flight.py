@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from hil.bench.sockets import error_from
@@ -21,8 +22,9 @@ class Flight:
     costs the client nothing; `end` sends the rest.
     """
 
-    def __init__(self, http: Http, board: str, token: str) -> None:
+    def __init__(self, http: Http, board: str, token: str, on_end: Callable[[], object] = lambda: None) -> None:
         self.board = board
+        self._on_end = on_end
         self._http = http
         self._token = token
         self._rows: dict[str, list[dict[str, Any]]] = {"tokens": [], "progress": []}
@@ -76,6 +78,7 @@ class Flight:
             self.flush()
         except HilError as caught:
             error = caught
+        self._on_end()
         answer = self._call("end", {})
         if error is not None:
             raise error  # the flight is over and safe, but its record lacks rows

@@ -118,15 +118,20 @@ def dial(
 class Shell:
     """One SSH connection to a board. Calls may come from several threads; each has its own channel.
 
-    Remote commands are argument vectors, quoted for the far shell (POSIX `sh` or `bash` as login shell).
+    Remote commands are argument vectors, quoted for the far shell (POSIX `sh` or `bash` as login shell). `guard` is
+    asked before each call and after one that failed: it raises what the owner of the board knows better, for example
+    that its power was cut.
     """
 
-    def __init__(self, client: paramiko.SSHClient, sock: socket.socket, name: str) -> None:
+    def __init__(
+        self, client: paramiko.SSHClient, sock: socket.socket, name: str, guard: Callable[[], None] | None = None
+    ) -> None:
         transport = client.get_transport()
         assert transport is not None
         self._client = client
         self._transport = transport
         self._sock = sock
+        self._guard = guard or (lambda: None)
         self.name = name
 
     @classmethod
@@ -141,6 +146,7 @@ class Shell:
         broker: Path | None = None,
         timeout_s: float = 20.0,
         sndbuf: int | None = None,
+        guard: Callable[[], None] | None = None,
     ) -> Shell:
         """Connect within `timeout_s`; through the payload `broker` where one is given.
 
@@ -157,7 +163,7 @@ class Shell:
             raise ShellLost(f"SSH to {name}: {error.strerror or error}") from error
         left_s = max(0.1, deadline - time.monotonic())
         client = dial(sock, host=host, port=port, user=user, key=key, known_hosts=known_hosts, timeout_s=left_s)
-        return cls(client, sock, name)
+        return cls(client, sock, name, guard)
 
     def __enter__(self) -> Shell:
         return self
@@ -176,12 +182,13 @@ class Shell:
         Past `timeout_s` the remote process group is killed and ShellTimeout raised, 3 s later at most.
         """
         began = time.monotonic()
-        with self._deadline(timeout_s + _GRACE_S, shlex.join(argv)), self._exec(argv, timeout_s) as channel:
-            channel.shutdown_write()
-            out, err = self._collect(channel, argv, began + timeout_s)
-        status = channel.recv_exit_status() if channel.exit_status_ready() else -1
-        if status == -1:
-            raise ShellLost(f"{self.name}: the connection ended during `{shlex.join(argv)}`")
+        with self.guarded():
+            with self._deadline(timeout_s + _GRACE_S, shlex.join(argv)), self._exec(argv, timeout_s) as channel:
+                channel.shutdown_write()
+                out, err = self._collect(channel, argv, began + timeout_s)
+            status = channel.recv_exit_status() if channel.exit_status_ready() else -1
+            if status == -1:
+                raise ShellLost(f"{self.name}: the connection ended during `{shlex.join(argv)}`")
         done = Completed(tuple(argv), _text(out), _text(err), status, time.monotonic() - began)
         if check and status != 0:
             tail = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
@@ -190,17 +197,11 @@ class Shell:
 
     def start(self, argv: Sequence[str], timeout_s: float = 10.0) -> Process:
         """Start a command that runs while the connection lasts; returns once the board says its process id."""
-        with self._deadline(timeout_s, shlex.join(argv)):
+        with self.guarded(), self._deadline(timeout_s, shlex.join(argv)):
             channel = self._open(argv, timeout_s)
             process = Process(self, channel, tuple(argv))
             process.wait_for_pid(time.monotonic() + timeout_s)
         return process
-
-    def spawn(self, argv: Sequence[str], log: str, timeout_s: float = 10.0) -> int:
-        """Start a command that outlives the connection, its output in the file `log`; returns its process id."""
-        command = f"setsid nohup {shlex.join(argv)} >{shlex.quote(log)} 2>&1 </dev/null & echo $!"
-        done = self.run(["sh", "-c", command], timeout_s, check=True)
-        return int(done.stdout)
 
     def boot_id(self, timeout_s: float = 10.0) -> str:
         """The kernel's id of this boot: another one means that everything unsynced may be gone."""
@@ -211,14 +212,14 @@ class Shell:
 
         Socket-like: send, recv, settimeout, makefile, close. Its time-out is `timeout_s` until changed.
         """
-        with self._deadline(timeout_s, f"forward to {host}:{port}"):
+        with self.guarded(), self._deadline(timeout_s, f"forward to {host}:{port}"):
             channel = self._transport.open_channel("direct-tcpip", (host, port), ("127.0.0.1", 0), timeout=timeout_s)
             channel.settimeout(timeout_s)
             return channel
 
     def subsystem(self, name: str, timeout_s: float = 10.0) -> paramiko.Channel:
         """A channel with an SSH subsystem such as `sftp` at its far end."""
-        with self._deadline(timeout_s, name):
+        with self.guarded(), self._deadline(timeout_s, name):
             channel = self._transport.open_session(timeout=timeout_s)
             channel.invoke_subsystem(name)
             return channel
@@ -234,6 +235,16 @@ class Shell:
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._client.close()
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Ask the guard before the body, and again when the board failed in it."""
+        self._guard()
+        try:
+            yield
+        except (ShellLost, ShellTimeout):
+            self._guard()
+            raise
 
     @contextlib.contextmanager
     def _deadline(self, timeout_s: float, doing: str) -> Iterator[None]:
@@ -341,21 +352,22 @@ class Process:
     def read(self, timeout_s: float) -> bytes:
         """Some bytes of its stdout; empty at its end. Raises ShellTimeout when nothing comes."""
         self._channel.settimeout(timeout_s)
-        try:
-            return self._channel.recv(1 << 16)
-        except TimeoutError as error:
-            raise ShellTimeout(
-                f"{self._shell.name}: `{shlex.join(self.argv)}` printed nothing for {timeout_s:g} s"
-            ) from error
+        with self._shell.guarded():
+            try:
+                return self._channel.recv(1 << 16)
+            except TimeoutError as error:
+                raise ShellTimeout(
+                    f"{self._shell.name}: `{shlex.join(self.argv)}` printed nothing for {timeout_s:g} s"
+                ) from error
 
     def write(self, data: bytes, timeout_s: float) -> None:
         """Write all of `data` to its stdin."""
-        with self._shell._deadline(timeout_s, shlex.join(self.argv)):
+        with self._shell.guarded(), self._shell._deadline(timeout_s, shlex.join(self.argv)):
             self._channel.sendall(data)
 
     def wait(self, timeout_s: float) -> Completed:
         """Its remaining output and status; past `timeout_s` it is killed and ShellTimeout raised."""
-        with self._shell._deadline(timeout_s + _GRACE_S, shlex.join(self.argv)):
+        with self._shell.guarded(), self._shell._deadline(timeout_s + _GRACE_S, shlex.join(self.argv)):
             deadline = time.monotonic() + timeout_s
             try:
                 out, err = self._shell._collect(self._channel, self.argv, deadline)
@@ -603,7 +615,7 @@ class Upload:
         stop = stop or threading.Event()
         progress = _Progress(time.monotonic())
         boot_id = shell.boot_id(stall_s)
-        with self._sftp(shell, stall_s) as channel:
+        with shell.guarded(), self._sftp(shell, stall_s) as channel:
             with shell._deadline(stall_s, f"opening {self.part}"):
                 remote = _RemoteFile(channel, self.part, stall_s)
                 size = remote.size()

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import socket
 import struct
 import subprocess
@@ -361,12 +360,26 @@ def test_a_process_beside_the_calls(shell: Shell) -> None:
     assert shell.start(["sh", "-c", "echo done; exit 4"]).wait(5).returncode == 4
 
 
-def test_a_spawned_command_outlives_the_connection(shell: Shell, tmp_path: Path) -> None:
-    pid = shell.spawn(["sh", "-c", "echo up; sleep 60"], str(tmp_path / "log"))
-    shell.abort()
-    assert _alive(pid)
-    os.killpg(pid, signal.SIGKILL)
-    assert (tmp_path / "log").read_text() == "up\n"
+def test_the_guard_is_asked_before_a_call_and_explains_a_failed_one(board: BoardServer, tmp_path: Path) -> None:
+    asked: list[int] = []
+    bench: list[BenchError] = []
+
+    def guard() -> None:
+        asked.append(1)
+        if bench:
+            raise bench[0]
+
+    here = ("127.0.0.1", board.port, "root", tmp_path / "id", tmp_path / "known_hosts")
+    with Shell.connect(*here, timeout_s=5, guard=guard) as shell:
+        shell.run(["true"], 5)
+        assert asked == [1]
+        threading.Timer(0.3, lambda: (bench.append(BenchError("the power was cut")), board.cut())).start()
+        with pytest.raises(BenchError, match="the power was cut"):
+            shell.run(["sleep", "20"], 10)
+        count = len(asked)
+        with pytest.raises(BenchError, match="the power was cut"):
+            shell.forward("127.0.0.1", 1)
+        assert len(asked) == count + 1
 
 
 def test_a_forwarded_stream(shell: Shell) -> None:
