@@ -251,7 +251,10 @@ class FlightControl:
     # ------------------------------------------------------------------------------------- what the board tells
     def sampled(self, sample: PowerSample) -> None:
         """A tick of the power loop."""
-        self._watts.append((sample.t_mono, sample.power_w))
+        if sample.state == "on":
+            self._watts.append((sample.t_mono, sample.power_w))
+        else:
+            self._watts.clear()  # what it drew before it was switched off says nothing about now
         self._put("power", sample.row())
         shed = self.timeline.environment.power and self.timeline.environment.power.shed
         if (
