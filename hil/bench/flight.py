@@ -562,5 +562,6 @@ def _prepare(mission_path: Path, board: BoardOwner, run_dir: Path) -> tuple[Miss
         run_dir.mkdir(parents=True, exist_ok=True)
         timeline.save(run_dir / "timeline.npz")
     except OSError as error:
+        (run_dir / "timeline.npz").unlink(missing_ok=True)  # half of it would take the room of the verdict
         raise BenchError(f"cannot write to run directory {run_dir}: {error.strerror}") from error
     return mission, timeline

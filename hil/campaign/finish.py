@@ -9,7 +9,7 @@ from pathlib import Path
 from hil.campaign import junit, report, verdict
 from hil.campaign.provenance import add_provenance
 from hil.campaign.record import read
-from hil.errors import ExitCode
+from hil.errors import BenchError, ExitCode
 from hil.model import Criterion, Verdict
 
 
@@ -25,7 +25,7 @@ class Finished:
 
 
 def finish(run: Path) -> Finished:
-    """Evaluate the record in `run` and write verdict, JUnit and report beside it."""
+    """Evaluate the record in `run` and write verdict, JUnit and report beside it. Raises BenchError on a full disk."""
     record = read(run)
     link_box = record.meta.get("link_box")
     if link_box is not None and "link_box" not in record.provenance:
@@ -33,9 +33,15 @@ def finish(run: Path) -> Finished:
         record = read(run)
     mission = verdict.mission_of(run)
     result = verdict.evaluate(record, mission.criteria)
-    verdict.write(run / "verdict.json", result)
-    junit.write(run / "junit.xml", record, result)
-    report.write(run / "report.html", record, result)
+    try:
+        verdict.write(run / "verdict.json", result)
+        junit.write(run / "junit.xml", record, result)
+        report.write(run / "report.html", record, result)
+    except OSError as error:
+        raise BenchError(
+            f"cannot write the verdict of {run}: {error.strerror}",
+            hint=f"free disk space, then: hil campaign report {run}",
+        ) from error
     errors = record.of("error")
     interrupted = any(event.get("arm") == "interrupted" for event in errors)
     return Finished(

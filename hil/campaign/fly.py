@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from hil.bench.journal import Journal
 from hil.campaign.finish import Finished, finish
 from hil.campaign.provenance import add_provenance, write_provenance
+from hil.campaign.verdict import check_criteria
 from hil.client import attach
 from hil.drivers import broker
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inventory import Bench, Mission
+from hil.inventory.environment import environment
 
 if TYPE_CHECKING:
     from hil import client
@@ -102,6 +104,8 @@ def fly(
     from hil.campaign.steps import STEPS
 
     name, wires, board_type = bench.board(board_name)
+    check_criteria(mission.file.criteria, str(mission.path))
+    environment(mission, board_type)
     check_model(mission)
     run = create_run(runs, bench, mission)
     write_provenance(run, bench, mission, name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hil
+from hil.errors import BenchError
 from hil.inventory import Bench, Mission
 
 PACKAGES = ("numpy", "sgp4", "paramiko", "pydantic", "fastapi", "prometheus-client", "httpx", "pyserial")
@@ -39,7 +40,7 @@ def write_provenance(run: Path, bench: Bench, mission: Mission, board: str) -> N
         "board": _board(bench, board),
         "model": {"title": mission.file.model.title, "sha256": mission.file.model.sha256},
     }
-    (run / "provenance.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _store(run, content)
 
 
 def _orbit(mission: Mission) -> dict[str, Any]:
@@ -73,9 +74,19 @@ def _board(bench: Bench, board: str) -> dict[str, Any]:
 
 def add_provenance(run: Path, **facts: Any) -> None:
     """Add facts under new keys."""
-    path = run / "provenance.json"
-    content = {**json.loads(path.read_text(encoding="utf-8")), **facts}
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    _store(run, {**json.loads((run / "provenance.json").read_text(encoding="utf-8")), **facts})
+
+
+def _store(run: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: a full disk must not cost what was known before."""
+    part = run / ".provenance.json.part"
+    try:
+        part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        os.replace(part, run / "provenance.json")
+    except OSError as error:
+        raise BenchError(
+            f"cannot write {run / 'provenance.json'}: {error.strerror}", hint="--runs DIR names another place"
+        ) from error
 
 
 def _sha256(path: Path) -> str:
