@@ -15,7 +15,7 @@ from hil.campaign.fly import MAILBOX_PORT, MODEL_PORT, Flying
 from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
 from hil.errors import BenchError, BoardError, HilError
 from hil.inference import client as llm
-from hil.inference import onboard
+from hil.inference import mailbox, onboard
 from hil.inventory.mission import (
     BootStep,
     CheckStep,
@@ -203,11 +203,11 @@ def serve(flying: Flying, step: ServeStep) -> None:
     shell = flying.board.shell
     directory = flying.type.onboard_dir
     server = ["--host", "0.0.0.0", "--port", str(MODEL_PORT)]  # noqa: S104  (on the board, behind its two ports)
-    mailbox = ["--host", "0.0.0.0", "--port", str(MAILBOX_PORT), "--server", f"http://127.0.0.1:{MODEL_PORT}"]  # noqa: S104
+    kept = ["--host", "0.0.0.0", "--port", str(MAILBOX_PORT), "--server", f"http://127.0.0.1:{MODEL_PORT}"]  # noqa: S104
     started = time.monotonic()
     for command in (
         _onboard(flying, "serve-model", _model_path(flying), *server, "--detach", f"{directory}/model.log"),
-        _onboard(flying, "mailbox", *mailbox, "--dir", f"{directory}/mailbox", "--detach", f"{directory}/mailbox.log"),
+        _onboard(flying, "mailbox", *kept, "--dir", f"{directory}/mailbox", "--detach", f"{directory}/mailbox.log"),
     ):
         shell.run(command, timeout_s=20, check=True)
     try:
@@ -295,60 +295,54 @@ def loss_of_signal(flying: Flying, step: LossOfSignalStep) -> None:
     base = f"http://{address}:{MAILBOX_PORT}"
     contact = _current_contact(flying)
     _skip(flying, contact.los_s - step.before_los_s, "towards loss of signal")
-    identifier = uuid.uuid4().hex
+    identity = uuid.uuid4().hex
     asked_at = flying.flight.state()["t_mission"]
-    body = {
-        "id": identifier,
-        "messages": _messages(flying, step.prompt),
-        "max_tokens": step.max_tokens,
-        "temperature": 0.0,
-        "seed": flying.mission.file.seed,
-    }
-    reply = llm.request(flying.connect_payload, "POST", f"{base}/v1/queries", body, timeout_s=step.before_los_s)
-    if reply.status not in (200, 202):
-        raise BoardError(f"board {flying.board_name}: the mailbox answered {reply.status}: {reply.body[:200]!r}")
+    ground, seed = flying.connect_payload, flying.mission.file.seed
+    messages, patience_s = _messages(flying, step.prompt), step.before_los_s
+    mailbox.submit(ground, base, identity, messages, step.max_tokens, timeout_s=patience_s, temperature=0.0, seed=seed)
     flying.say("  question accepted on board; waiting for loss of signal")
-    flying.wait("loss of signal", lambda: not flying.flight.state()["link"]["up"], timeout_s=step.before_los_s + 30)
+    flying.wait("loss of signal", lambda: not flying.flight.state()["link"]["up"], timeout_s=patience_s + 30)
     # The bench, not the ground, looks over mgmt when the answer is stored: it must not skip over the inference.
-    local, forward = f"http://127.0.0.1:{MAILBOX_PORT}/v1/queries/{identifier}", flying.board.shell.forward
-    at_los = llm.request(forward, "GET", local, timeout_s=20).json()["state"]
-    stored = llm.request(forward, "GET", f"{local}?wait_s=120", timeout_s=150).json()["state"]
+    forward, local = flying.board.shell.forward, f"http://127.0.0.1:{MAILBOX_PORT}"
+    at_los = mailbox.fetch(forward, local, identity, timeout_s=20).state
+    stored = mailbox.fetch(forward, local, identity, wait_s=120, timeout_s=30).state
     if stored != "done":
         raise BoardError(f"board {flying.board_name}: the kept question is {stored!r} after 120 s, not answered")
     silent = _is_silent(flying, base)
     following = _enter_contact(flying)
-    answer = llm.request(flying.connect_payload, "GET", f"{base}/v1/queries/{identifier}", timeout_s=60).json()[
-        "answer"
-    ]
-    # The first acknowledgement is sent twice, as a ground station does whose connection was lost; then one of another
-    # delivery, which the board must refuse.
-    first, second = uuid.uuid4().hex, uuid.uuid4().hex
-    accepted = {
-        token
-        for token in (first, first, second)
-        if llm.request(
-            flying.connect_payload, "POST", f"{base}/v1/queries/{identifier}/ack", {"delivery": token}, timeout_s=60
-        ).status
-        == 200
-    }
-    tokens = int(answer["usage"]["completion_tokens"])
-    flying.flight.record_tokens(f"mailbox-{identifier[:8]}", tokens, "payload")
+    letter = mailbox.fetch(ground, base, identity, timeout_s=60)
+    text, tokens = letter.answer or "", letter.tokens or 0
+    deliveries = _acknowledge(ground, base, identity)
+    flying.flight.record_tokens(f"mailbox-{identity[:8]}", tokens, "payload")
     flying.event(
         "mailbox",
-        id=identifier,
+        id=identity,
         prompt=step.prompt,
-        answer=answer["text"],
-        answer_sha256=_sha256(answer["text"]),
+        answer=text,
+        answer_sha256=_sha256(text),
         tokens=tokens,
         state_at_los=at_los,
         los_during=at_los in ("queued", "running"),
         silent_after_los=silent,
-        deliveries=len(accepted),
-        duplicates=max(len(accepted) - 1, 0),
+        deliveries=deliveries,
+        duplicates=max(deliveries - 1, 0),
         delivered_in_contact=following.station,
         latency_mission_s=flying.flight.state()["t_mission"] - asked_at,
     )
-    flying.say(f"  delivered in the next contact: {answer['text'].strip()!r}")
+    flying.say(f"  delivered in the next contact: {text.strip()!r}")
+
+
+def _acknowledge(ground: llm.Connect, base: str, identity: str) -> int:
+    """How many deliveries the board admits: ours, acknowledged twice as after a lost reply, and a stranger's."""
+    ours, strange = uuid.uuid4().hex, uuid.uuid4().hex
+    admitted = set()
+    for token in (ours, ours, strange):
+        try:
+            mailbox.acknowledge(ground, base, identity, token, timeout_s=60)
+        except BoardError:
+            continue  # refused: this answer is delivered already
+        admitted.add(token)
+    return len(admitted)
 
 
 def _is_silent(flying: Flying, base: str) -> bool:
