@@ -166,8 +166,8 @@ class VirtualBoard:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the board's QEMU while it runs."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+        """Process id of the board's QEMU while it runs; one whose power was cut is as good as dead at once."""
+        return self._process.pid if self._powered and self._process and self._process.poll() is None else None
 
     def set_powered(self, on: bool) -> None:
         """Start QEMU, or kill it with SIGKILL: anything gentler would hide what a power cut does."""
