@@ -1,41 +1,25 @@
-"""The virtual bench for tests: its own ports, its own state, one board and one short flight shared by all who ask."""
+"""Fixtures of bench tests: one virtual bench and one short flight shared by all who ask.
+
+Tests that power an emulated board carry a group, so that at most two boards are up at once: `flight` (the shared
+flight) or `boards` (all others, one after the other). `pytest -n 2 --dist loadgroup` gives a group to one worker.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
+import prometheus
 import pytest
+from benches import SHORT, Airborne, Flown, Fly, bench_up, write_bench
 
-from hil.inventory import Bench, load_bench
-from hil.virtual import supervisor
-from hil.virtual.config import virtual_bench
+from hil import paths
+from hil.inventory import Bench
+from hil.virtual.images import ensure_prometheus
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def write_bench(directory: Path, name: str = "virtual") -> Path:
-    """The shipped virtual bench with ports of its own."""
-    text = (ROOT / "fixtures/benches/virtual.yaml").read_text()
-    text = text.replace("name: virtual\n", f"name: {name}\nboard_types: {ROOT / 'boards'}\n", 1)
-    for port in ("15025", "15122", "15022"):
-        assert port in text
-        text = text.replace(port, str(free_port()))
-    path = directory / "bench.yaml"
-    path.write_text(text)
-    return path
+FLIGHT_S = 480.0  # three times what it takes on two idle cores
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,40 +36,27 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["XDG_STATE_HOME"] = before
 
 
-@contextmanager
-def bench_up(directory: Path, name: str) -> Iterator[Bench]:
-    """A virtual bench that is up, and down again at the end whatever happened."""
-    from hil.client import attach
-    from hil.client.http import DaemonGone
-
-    bench = load_bench(write_bench(directory, name))
-    config = virtual_bench(bench)
-    supervisor.up(config)
-    try:
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A virtual bench for tests that share it and leave it as they found it. Group `boards`."""
+    with bench_up(write_bench(tmp_path_factory.mktemp("lab"), "lab")) as bench:
         yield bench
-    finally:
-        try:
-            with attach(bench, start=False) as daemon:
-                daemon.stop(force=True)
-        except DaemonGone:
-            pass
-        supervisor.down(config)
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A virtual bench for tests that share it and leave it as they found it."""
-    with bench_up(tmp_path_factory.mktemp("lab"), "lab") as bench:
-        yield bench
+def airborne(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airborne]:
+    """The shared flight, begun and not waited for. Group `flight`; these tests come before those that use `flown`."""
+    directory = tmp_path_factory.mktemp("flight")
+    binary = ensure_prometheus(paths.cache_dir(), lambda line: None)
+    with bench_up(write_bench(directory, "flight")) as bench, prometheus.running(binary, directory / "prom") as server:
+        server.scrape(f"127.0.0.1:{bench.file.metrics_port}", bench=bench.name)
+        with Fly(bench, SHORT, directory / "runs") as fly:
+            yield Airborne(bench, fly, server)
 
 
-@dataclass(frozen=True)
-class Flown:
-    """The shared short flight: its bench, its run directory, its exit code and what Prometheus saw of it."""
-
-    bench: Bench
-    run: Path
-    exit_code: int
-    said: tuple[str, ...]
-
-
+@pytest.fixture(scope="session")
+def flown(airborne: Airborne) -> Flown:
+    """The shared flight at its end. Group `flight`."""
+    fly = airborne.fly
+    exit_code = fly.wait(FLIGHT_S)
+    return Flown(airborne.bench, fly.run, exit_code, fly.said, airborne.server, fly.began_s, time.time())

@@ -30,6 +30,14 @@ class Sample:
     value: float
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One series of an answer over a span of time."""
+
+    labels: Mapping[str, str]
+    values: Sequence[float]
+
+
 class Prometheus:
     """A running server; `query` and friends talk to its API."""
 
@@ -49,6 +57,11 @@ class Prometheus:
         if data["resultType"] == "scalar":
             return [Sample({}, float(data["result"][1]))]
         return [Sample(item["metric"], float(item["value"][1])) for item in data["result"]]
+
+    def query_range(self, expr: str, start: str, end: str, step_s: int = 2) -> list[Series]:
+        """A query over a span, as a graph asks it; `start` and `end` in RFC 3339."""
+        data = self._get("/api/v1/query_range", query=expr, start=start, end=end, step=f"{step_s}s")
+        return [Series(item["metric"], [float(value) for _, value in item["values"]]) for item in data["result"]]
 
     def label_values(self, metric: str, label: str) -> list[str]:
         """What a dashboard's `label_values(metric, label)` shows."""
@@ -139,6 +152,24 @@ def check_panels(server: Prometheus, dashboard: Mapping[str, Any], board: str, *
         server.query(expr)
     assert not wrong, "\n".join(wrong)
     assert found
+    return found
+
+
+def check_panels_over(
+    server: Prometheus, dashboard: Mapping[str, Any], board: str, start: str, end: str
+) -> dict[str, int]:
+    """Run every panel query over a span; each must have values, all of them finite. Returns how many per query."""
+    found: dict[str, int] = {}
+    wrong: list[str] = []
+    for expr in dashboards.panel_queries(dashboard, board=board):
+        series = server.query_range(expr, start, end)
+        values = [value for item in series for value in item.values]
+        found[expr] = len(values)
+        if not values:
+            wrong.append(f"empty: {expr}")
+        if not all(map(math.isfinite, values)):
+            wrong.append(f"not finite: {expr}")
+    assert not wrong, "\n".join(wrong)
     return found
 
 
