@@ -189,7 +189,7 @@ class FlightControl:
             if t_s <= self._now_s():
                 return {"t_mission": self._now_s(), "rate": self.clock.rate, "skipped_s": 0.0}
             async with self.player.outage("skip"):
-                segment, assumed_w = self._jump(t_s, assumed_board_w, cause)
+                segment, assumed_w = await self._jump(t_s, assumed_board_w, cause)
             await self._settled()
         return {
             "t_mission": self._now_s(),
@@ -207,20 +207,15 @@ class FlightControl:
                 f"the link of board {self.board.name} did not follow the clock within {SETTLED_S:g} s"
             ) from None
 
-    def _jump(self, t_s: float, assumed_board_w: float | None, cause: str) -> tuple[Segment, float]:
-        """The jump itself: clock and model in one turn of the event loop, or the power loop would count it twice."""
+    async def _jump(self, t_s: float, assumed_board_w: float | None, cause: str) -> tuple[Segment, float]:
+        """The jump itself: first the model, then the clock at once, or the power loop would count it twice."""
         if self._loop is None:
             raise BenchError(f"flight of {self.board.name}: its power loop is gone")
         watts = self._recent_w() if assumed_board_w is None else assumed_board_w
-        now_s = self._monotonic()
-        before_s = self.clock.mission_s(now_s)
-        segment = self.clock.skip_to(max(t_s, before_s), now_s)
-        self._loop.advance_model(
-            segment.skipped_s,
-            lambda since_s: self.timeline.array_power_w(before_s + since_s),
-            watts,
-            max(1, math.ceil(segment.skipped_s / MODEL_STEP_S)),
-        )
+        async with self._loop.advanced_model(t_s, watts, MODEL_STEP_S):
+            self._running()  # it may have ended meanwhile
+            now_s = self._monotonic()
+            segment = self.clock.skip_to(max(t_s, self.clock.mission_s(now_s)), now_s)
         self._record_clock(segment, cause or "skip")
         self._write(
             "clock",
@@ -485,9 +480,11 @@ class FlightControl:
         link = self.board.link
         if link is None:
             return
-        if link.touched:
-            self.counted(await link.counters())  # the last word of the queues: clearing removes them
-        await link.clear()
+        try:
+            if link.touched:
+                self.counted(await link.counters())  # the last word of the queues: clearing removes them
+        finally:
+            await link.clear()
 
     def _running(self) -> None:
         if self.error is not None:

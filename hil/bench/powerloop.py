@@ -15,7 +15,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -212,6 +212,7 @@ class PowerLoop:
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
         self._flight: Flight | None = None
         self._set = nominal
+        self._set_lost = False
         self._energized = False  # an output that may be on, whatever the state is called
         self._off_verified_s: float | None = None
         self._alive_until_s = 0.0
@@ -227,7 +228,8 @@ class PowerLoop:
         self._energy_j = 0.0
         self._mission_energy_j = 0.0
         self._low_since_mission_s: float | None = None
-        self._mission_s: float | None = None
+        self._mission_s: float | None = None  # how far the model has come
+        self._model_held = False
         self._running = False
 
     # ---------------------------------------------------------------------------------------------- for others
@@ -274,41 +276,38 @@ class PowerLoop:
         if self.state == "shed":
             self.state = "off"
 
-    def advance_model(
-        self,
-        dt_mission_s: float,
-        array_w: Callable[[float], float],
-        assumed_board_w: float,
-        steps: int,
-    ) -> EpsStateLike:
-        """Advance the battery by a skipped span, by model alone, and say so in a `model_advanced` event.
+    @contextlib.asynccontextmanager
+    async def advanced_model(self, until_s: float, assumed_board_w: float, step_s: float) -> AsyncIterator[None]:
+        """Advance the battery to mission second `until_s` by model alone, and say so in a `model_advanced` event.
 
-        `array_w` takes seconds since the start of the span. Call it in the same turn of the event loop as the clock's
-        `skip_to`, without an await between, or the span would count twice. Returns the state at its end.
+        The body moves the clock there, without an await. Days of it take seconds: they pass on a thread, and the ticks
+        leave the model alone meanwhile, but not the board. A loop that stood still would be cut by the dead-man.
         """
         flight = self._flight
         if flight is None:
             raise UsageError(f"{self.board} is not in a flight")
-        if not (math.isfinite(dt_mission_s) and dt_mission_s >= 0 and steps >= 1):
-            raise UsageError(f"cannot advance the model by {dt_mission_s!r} s in {steps} steps")
-        dt_s = dt_mission_s / steps
-        lowest_v = math.inf
-        state = flight.eps.state
-        for index in range(steps):
-            state = flight.eps.step(dt_s, assumed_board_w, array_w((index + 0.5) * dt_s))
-            lowest_v = min(lowest_v, state.bus_voltage_v)
-        self._mission_s = flight.clock.mission_s(self._clock())
-        self._low_since_mission_s = None
-        self._tell(
-            "model_advanced",
-            label="modelled",
-            dt_mission_s=dt_mission_s,
-            assumed_board_w=assumed_board_w,
-            soc=state.soc,
-            bus_voltage_v=state.bus_voltage_v,
-            lowest_bus_voltage_v=lowest_v,
-        )
-        return state
+        before_s = flight.clock.mission_s(self._clock()) if self._mission_s is None else self._mission_s
+        dt_s = until_s - before_s
+        if not (math.isfinite(dt_s) and dt_s >= 0 and step_s > 0):
+            raise UsageError(f"cannot advance the model by {dt_s!r} s in steps of {step_s!r} s")
+        self._model_held = True
+        try:
+            lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_board_w, step_s)
+            self._mission_s = until_s
+            self._low_since_mission_s = None
+            state = flight.eps.state
+            self._tell(
+                "model_advanced",
+                label="modelled",
+                dt_mission_s=dt_s,
+                assumed_board_w=assumed_board_w,
+                soc=state.soc,
+                bus_voltage_v=state.bus_voltage_v,
+                lowest_bus_voltage_v=lowest_v,
+            )
+            yield
+        finally:
+            self._model_held = False
 
     # ------------------------------------------------------------------------------------------------- the task
     async def run(self) -> None:
@@ -377,7 +376,7 @@ class PowerLoop:
             await self._watch_envelope(reading)
         else:
             self._watch_foreign(reading)
-        if self._flight is not None:
+        if self._flight is not None and not self._model_held:
             await self._fly(self._flight, reading, due_s)
         if self.state == state:  # a switching sequence says nothing about the exchange set
             self._exchange_s.append(self._clock() - started)
@@ -400,7 +399,7 @@ class PowerLoop:
             if self._energized and age > self._tuning.stale_s:
                 raise SafetyError(
                     f"{self.board}: no measurement for {age:.1f} s while the output is on: {error.message}",
-                    hint="check the supply and its network; the board was switched off",
+                    hint="check the supply and its network; its output is switched off as soon as it answers",
                 ) from error
             return None
         if self._lost:
@@ -481,16 +480,18 @@ class PowerLoop:
             self._tell("slew_limited", wanted_v=wanted.voltage_v, present_v=self._set.voltage_v)
             wanted = Setpoint(self._set.voltage_v + math.copysign(step_v, change_v), wanted.current_limit_a)
         if (
-            abs(wanted.voltage_v - self._set.voltage_v) >= limits.voltage_step_v
+            self._set_lost
+            or abs(wanted.voltage_v - self._set.voltage_v) >= limits.voltage_step_v
             or abs(wanted.current_limit_a - self._set.current_limit_a) >= limits.current_step_a
         ):
             try:
                 applied = await self._supply.program(self._channel, wanted, due_s)
             except InstrumentError as error:
-                # Whether it arrived is unknown: the next tick measures, compares and writes again.
+                # Whether it arrived is unknown: the next tick writes again, whatever it then wants.
+                self._set_lost = True
                 self._tell("setpoint_lost", error=error.message, wanted_v=wanted.voltage_v)
                 return
-            self._set = wanted
+            self._set, self._set_lost = wanted, False
             self._setpoint_late_s = applied.lateness_s
 
     def _shed_cause(self, flight: Flight, state: EpsStateLike, mission_s: float) -> str:
@@ -648,7 +649,8 @@ class PowerLoop:
         if not self._energized:
             self._tell("safe_state", reason=reason, output="was off", verified=True)
             return
-        cut = asyncio.ensure_future(self._cut("off", f"safe state ({type(failure).__name__})"))
+        why = failure.message if isinstance(failure, BenchError) else type(failure).__name__
+        cut = asyncio.ensure_future(self._cut("off", f"safe state ({why})"))
         while not cut.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((cut,))
@@ -736,7 +738,9 @@ class PowerLoop:
             lateness_s=lateness_s,
         )
         if flight is not None:
-            mission_s = self._mission_s if self._mission_s is not None else flight.clock.mission_s(reading.time_s)
+            mission_s = flight.clock.mission_s(reading.time_s) if self._mission_s is None else self._mission_s
+            if self._model_held:
+                mission_s = flight.clock.mission_s(reading.time_s)
             state = flight.eps.state
             basic = PowerSample(
                 **{
@@ -754,3 +758,13 @@ class PowerLoop:
             )
         self.last = basic
         self._on_sample(basic)
+
+
+def _advance(flight: Flight, before_s: float, dt_s: float, assumed_board_w: float, step_s: float) -> float:
+    """Step the model through `dt_s` from mission second `before_s`; the lowest bus voltage on the way."""
+    steps = max(1, math.ceil(dt_s / step_s))
+    lowest_v = math.inf
+    for index in range(steps):
+        array_w = flight.array_w(before_s + (index + 0.5) * dt_s / steps)
+        lowest_v = min(lowest_v, flight.eps.step(dt_s / steps, assumed_board_w, array_w).bus_voltage_v)
+    return lowest_v
