@@ -134,39 +134,35 @@ class BoardOwner:
             await asyncio.sleep(0.01)
         return loop
 
-    async def on(self, voltage_v: float | None) -> dict[str, Any]:
-        """Every channel on, in order, through the start sequence; all off again when one fails."""
+    async def on(
+        self, voltage_v: float | None, allowed: Callable[[], object], *, cycle: bool = False
+    ) -> dict[str, Any]:
+        """Every channel on, in order, through the start sequence; all off again when one fails. `cycle`: off first.
+
+        `allowed` is asked when it is this call's turn: its lease may have ended while it stood in line, and whoever
+        ended it has seen to it already that the board is off.
+        """
         async with self._switching:
-            await self._start_loops()
-            offset = None if self.console is None else self.console.ring.end
-            setpoint = None if voltage_v is None else Setpoint(voltage_v, self.type.supply.current_max_a)
-            reading: Reading | None = None
+            allowed()
             try:
-                for (loop, task), channel in zip(self._loops, self.channels, strict=True):
-                    await asyncio.sleep(channel.on_delay_s)
-                    powered = await _ask(loop.request_on(setpoint), task)
-                    reading = reading or powered.reading
-            except BaseException:
-                if len(self.channels) > 1:
-                    await asyncio.shield(self._all_off("start of another channel failed"))
-                raise
+                if cycle:
+                    await self._all_off("power cycle")
+                    allowed()
+                return await self._all_on(voltage_v)
             finally:
                 self._switched_s = self._monotonic()
-            return {**self._answer(reading), "console_offset": offset}
 
     async def off(self, how: str) -> dict[str, Any]:
         """Every channel off, in reverse order, each verified; the first failure is raised after all were tried."""
         async with self._switching:
             try:
                 reading = await self._all_off(how)
+                if reading is None and (answer := await self.read())["output_on"]:
+                    await self._start_loops()  # somebody else switched it on; that it should be off was said here
+                    reading = await self._all_off(how)
             finally:
                 self._switched_s = self._monotonic()
-        return await self.read() if reading is None else self._answer(reading)
-
-    async def cycle(self, voltage_v: float | None) -> dict[str, Any]:
-        """Off, dwell, on."""
-        await self.off("power cycle")
-        return await self.on(voltage_v)
+        return answer if reading is None else self._answer(reading)
 
     async def read(self) -> dict[str, Any]:
         """The newest sample; a measurement of now when no loop runs, or when that sample is from before a switching."""
@@ -299,6 +295,22 @@ class BoardOwner:
         if loops:
             await asyncio.wait([task for _, task in loops])
         self.overruns += sum(loop.overruns for loop, _ in loops)
+
+    async def _all_on(self, voltage_v: float | None) -> dict[str, Any]:
+        await self._start_loops()
+        offset = None if self.console is None else self.console.ring.end
+        setpoint = None if voltage_v is None else Setpoint(voltage_v, self.type.supply.current_max_a)
+        reading: Reading | None = None
+        try:
+            for (loop, task), channel in zip(self._loops, self.channels, strict=True):
+                await asyncio.sleep(channel.on_delay_s)
+                powered = await _ask(loop.request_on(setpoint), task)
+                reading = reading or powered.reading
+        except BaseException:
+            if len(self.channels) > 1:
+                await asyncio.shield(self._all_off("start of another channel failed"))
+            raise
+        return {**self._answer(reading), "console_offset": offset}
 
     async def _all_off(self, how: str) -> Reading | None:
         if not self._loops or any(task.done() for _, task in self._loops):

@@ -41,7 +41,7 @@ from hil.bench.safety import InstrumentLock, Intent, IntentJournal, finish_lefto
 from hil.bench.sockets import bind_unix
 from hil.drivers.netem import NetemSsh
 from hil.drivers.scpi import ScpiSupply
-from hil.errors import BenchError, ExitCode, HilError, UsageError
+from hil.errors import BenchError, ExitCode, HilError, SafetyError, UsageError
 from hil.inventory import Bench, load_bench
 from hil.model import Direction, LinkState
 
@@ -55,16 +55,24 @@ IDLE_S = 60.0
 LOG_BYTES = 4 << 20
 LEASE_TICK_S = 0.5
 DISCONNECT_TICK_S = 0.5
+OFF_S = 15.0
 
 
 class Heart:
-    """The dead-man of the moment: a new one takes the place of one that died, once no output hangs on it."""
+    """The dead-man of the moment: a new one takes the place of one that died, once no output hangs on it.
 
-    def __init__(self, make: Callable[[], Deadman]) -> None:
+    `until_off` returns when every output is verified off, SafetyError when that does not come about.
+    """
+
+    def __init__(self, make: Callable[[], Deadman], until_off: Callable[[], Awaitable[None]]) -> None:
         self._make = make
+        self._until_off = until_off
         self._deadman: Deadman | None = None
         self._starting = asyncio.Lock()
-        self.armed = 0
+
+    @property
+    def armed(self) -> bool:
+        return self._deadman is not None and self._deadman.armed
 
     @property
     def alive(self) -> bool:
@@ -80,19 +88,31 @@ class Heart:
 
     async def arm(self, output: ArmedOutput) -> None:
         await self._need().arm(output)
-        self.armed += 1
 
     async def disarm(self, intent: Intent) -> None:
         await self._need().disarm(intent)
-        self.armed = max(0, self.armed - 1)
 
     async def ensure(self) -> None:
         """Start a dead-man unless one lives. Raises SafetyError when it does not come up."""
         async with self._starting:
             if not self.alive:
-                self.armed = 0
-                self._deadman = self._make()
-                await self._deadman.start()
+                # With a new one at hand the power loops would not notice that nobody watches what is on.
+                await self._until_off()
+                await self._replace()
+
+    async def hand_over(self, left: Sequence[Intent]) -> None:
+        """Have a dead-man go on trying to switch these off when this process is gone."""
+        async with self._starting:
+            if not self.alive:
+                await self._replace()
+        for intent in left:
+            await self.arm(ArmedOutput("leftover", intent))
+
+    async def _replace(self) -> None:
+        if self._deadman is not None:
+            await self._deadman.kill()
+        self._deadman = self._make()
+        await self._deadman.start()
 
     async def died(self) -> None:
         """Return when the present dead-man has died."""
@@ -134,7 +154,9 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks = [InstrumentLock(address) for address in _addresses(bench)]
         self._intents = IntentJournal(self.state_dir / "intent.jsonl")
-        self._heart = Heart(lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"))
+        self._heart = Heart(
+            lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"), self._until_all_off
+        )
         self._supplies = {name: ScpiSupply(wire.dialect, wire.address) for name, wire in bench.file.supplies.items()}
         self._links = {name: LinkOwner(name, _link_driver(bench, name)) for name in bench.file.links}
         # Writes wait for the disk: on a thread of their own. Reads are the loop's, on a second connection.
@@ -156,6 +178,7 @@ class Daemon:
             self.failure = error
             log.error("%s", error)
         finally:
+            self._stop.set()
             await asyncio.shield(self._safe_state())
         return ExitCode.PASS if self.failure is None else self.failure.exit_code
 
@@ -215,9 +238,10 @@ class Daemon:
                 await self._try(f"closing the console of {board.name}", board.console.stop())
         for supply in self._supplies.values():
             await self._try(f"closing {supply.address}", supply.close())
-        if self._intents.open_intents():
-            # Not disarmed: it goes on trying after we are gone.
-            log.error("outputs are not verified off; the dead-man takes over: %s", self._intents.open_intents())
+        left = self._intents.open_intents()
+        if left and self.boards:
+            log.error("outputs are not verified off; the dead-man goes on trying: %s", left)
+            await self._try("handing over to the dead-man", self._heart.hand_over(left))
             self.failure = self.failure or BenchError("outputs are not verified off")
         else:
             await self._try("stopping the dead-man", self._heart.stop())
@@ -299,10 +323,19 @@ class Daemon:
             if self.flight is not None and self.flight.state == "running":
                 self.flight.event("deadman", {"alive": False})
                 self.flight.invalidate("the dead-man process died")
-            # The power loops see it at their next tick and switch off; then a new one may take over.
-            await asyncio.gather(*(board.until_off() for board in self.boards.values()))
             await self._heart.ensure()
             log.info("a new dead-man watches, pid %s", self._heart.pid)
+
+    async def _until_all_off(self) -> None:
+        """Return when every output is verified off: the power loops see to it at their next tick."""
+        try:
+            async with asyncio.timeout(OFF_S):
+                await asyncio.gather(*(board.until_off() for board in self.boards.values()))
+        except TimeoutError:
+            raise SafetyError(
+                f"the dead-man died and outputs are not verified off within {OFF_S:g} s",
+                hint="the bench daemon ends, and a new dead-man goes on trying",
+            ) from None
 
     # --------------------------------------------------------------------------------------------- its boards
     def _make_board(self, name: str) -> BoardOwner:
@@ -386,6 +419,12 @@ class Daemon:
         self._leases.check(token, name, boot_clock())
         return board
 
+    def _may_drive(self, token: str | None, name: str) -> BoardOwner:
+        """As `_need`, for what would switch something on: not any more once the daemon is on its way down."""
+        if self._stop.is_set():
+            raise BenchError("the bench daemon is ending", hint="the next command starts it again")
+        return self._need(token, name)
+
     def _authorize(self, name: str, token: str) -> None:
         self._need(token, name)
 
@@ -394,7 +433,7 @@ class Daemon:
         if action == "off":
             return await board.off("requested")
         await self._heart.ensure()
-        return await (board.on(voltage_v) if action == "on" else board.cycle(voltage_v))
+        return await board.on(voltage_v, lambda: self._may_drive(token, name), cycle=action == "cycle")
 
     def check(self, name: str, power_epoch: int | None, token: str | None) -> dict[str, Any]:
         """Whether a client may go on with the board: it has the lease and knows of every power cut."""
@@ -480,12 +519,19 @@ class Daemon:
         )
         log.info("lease %s of %s for %s %s", lease.id, ", ".join(lease.boards), lease.holder, lease.reason)
         self._watch_holders()
-        # Whoever had them before: first the boards are as that lease's end leaves them.
-        await self._settle()
-        for name in lease.boards:
-            board = self.boards[name]
-            if board.link_held:
-                await board.set_link(None)
+        try:
+            # Whoever had them before: first the boards are as that lease's end leaves them.
+            await self._settle()
+            for name in lease.boards:
+                board = self.boards[name]
+                if not board.energized:
+                    board.fault = ""  # its former holder's
+                if board.link_held:
+                    await board.set_link(None)
+        except HilError:
+            # The client gets the error and no token: nobody could give this lease back.
+            await self._write(lambda: self._lease_writer.release(lease.id, token, boot_clock()))
+            raise
         return lease, token
 
     async def renew(self, lease_id: str, token: str | None) -> dict[str, Any]:
@@ -589,7 +635,7 @@ class Daemon:
 
     # --------------------------------------------------------------------------------------------- its flight
     async def start_flight(self, body: FlightBody, token: str | None) -> dict[str, Any]:
-        board = self._need(token, body.board)
+        board = self._may_drive(token, body.board)
         async with self._flight_lock:
             if self.flight is not None and self.flight.state != "ended":
                 raise BenchError(
@@ -601,6 +647,12 @@ class Daemon:
             self.flight = await FlightControl.begin(
                 board, Path(body.mission_path), Path(body.run_dir), body.start_s, await self._meta(board)
             )
+            try:
+                self._may_drive(token, body.board)
+            except BenchError:
+                # Whoever ended the lease meanwhile found no flight to end.
+                await self.flight.end("the lease ended while it began")
+                raise
         return self.flight.describe()
 
     async def _meta(self, board: BoardOwner) -> dict[str, str]:
@@ -667,7 +719,7 @@ class Daemon:
             "log": str(self.state_dir / "daemon.log"),
             "boards": {name: self._board_status(board, holders.get(name)) for name, board in self.boards.items()},
             "flight": None if self.flight is None else self.flight.describe(),
-            "deadman": {"alive": self._heart.alive, "armed": self._heart.armed > 0, "pid": self._heart.pid},
+            "deadman": {"alive": self._heart.alive, "armed": self._heart.armed, "pid": self._heart.pid},
         }
 
     def _board_status(self, board: BoardOwner, lease: Lease | None) -> dict[str, Any]:

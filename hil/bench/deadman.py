@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +32,10 @@ from hil.drivers.scpi import ForcedOff, force_off
 from hil.errors import BenchError, SafetyError
 
 ROUND_S = 5.0  # one try at an instrument; rounds follow each other
-GIVE_UP_S = 300.0
+# A network that is out for a night must not leave a board on for the next day; after a while it is asked less often.
+EAGER_S = 60.0
+PAUSE_S = 5.0
+GIVE_UP_S = 24 * 3600.0
 _QUIT = "the daemon asked to end with outputs on"
 _PACKET = 1 << 16
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])  # the child finds hil however the parent did
@@ -67,8 +71,8 @@ class Deadman:
         self._log = log
         self._clock = clock
         self._socket: socket.socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = asyncio.Event()
         self._answers = asyncio.Event()
         self._sequence = 0
         self._first_unanswered_s: float | None = None
@@ -81,6 +85,11 @@ class Deadman:
     def alive(self) -> bool:
         """True while the dead-man runs and answers."""
         return self._socket is not None and not self.dead.is_set()
+
+    @property
+    def armed(self) -> bool:
+        """Whether an output is on its list."""
+        return bool(self._outputs)
 
     async def start(self) -> None:
         """Spawn the process and wait for its first word. SafetyError when it does not come up."""
@@ -95,27 +104,17 @@ class Deadman:
             "journal": str(self._journal),
             "log": str(self._log) if self._log else None,
         }
-        search = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "hil.bench.deadman"),
-                stdin=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(), pidfd),
-                start_new_session=True,
-                env=environment,
-            )
+            process = self._process = _spawn(arguments, (theirs.fileno(), pidfd))
         finally:
             theirs.close()
             os.close(pidfd)
-        self.pid = self._process.pid
+        self.pid = process.pid
         self._socket = ours
-        if self._process.stdin is None:
-            raise SafetyError("the dead-man has no standard input")
-        self._process.stdin.write(json.dumps(arguments).encode() + b"\n")
-        self._process.stdin.close()
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear)
-        self._watcher = asyncio.create_task(self._watch(self._process), name="deadman-watch")
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours.fileno(), self._hear)
+        watch = os.pidfd_open(self.pid)
+        loop.add_reader(watch, self._reap, process, watch)
         await self.set_outputs(())
 
     def beat(self, source: str) -> None:
@@ -161,18 +160,25 @@ class Deadman:
             with contextlib.suppress(SafetyError):
                 await self.set_outputs((), timeout_s=2.0)
             self._send({"quit": True})
+            self._hang_up()
+            try:
+                async with asyncio.timeout(3.0):
+                    await self._ended.wait()
+            except TimeoutError:
+                await self.kill()
+
+    async def kill(self) -> None:
+        """End it without a word. One that hung and wakes up later would take its silent daemon for dead and cut."""
+        if self._process is not None:
+            self._process.kill()  # does nothing to one that has ended
+            await self._ended.wait()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
-            try:
-                async with asyncio.timeout(3.0):
-                    await self._process.wait()
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
-        if self._watcher is not None:
-            await self._watcher
-            self._watcher = None
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._socket is None or self.dead.is_set():
@@ -210,11 +216,31 @@ class Deadman:
             self._acknowledged_outputs = max(self._acknowledged_outputs, json.loads(data).get("outputs", 0))
             self._answers.set()
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        await process.wait()
+    def _reap(self, process: subprocess.Popen[bytes], watch: int) -> None:
+        asyncio.get_running_loop().remove_reader(watch)
+        os.close(watch)
+        process.wait()
+        self._ended.set()
         if not self._stopping:
             self.dead.set()
             self._answers.set()
+
+
+def _spawn(arguments: dict[str, Any], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    """The process. Not asyncio's subprocess: that kills its children when the loop ends, and this one outlives it."""
+    search = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hil.bench.deadman"],
+        stdin=subprocess.PIPE,
+        pass_fds=descriptors,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+    )
+    if process.stdin is None:
+        raise SafetyError("the dead-man has no standard input")
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it ended at once: noticed by its silence
+        pipe.write(json.dumps(arguments).encode() + b"\n")
+    return process
 
 
 # -------------------------------------------------------------------------------------------------- the process
@@ -335,13 +361,22 @@ class _Watchman:
         off_voltage_v = min(intent.off_voltage_v for intent in intents)
         while True:
             result = results[key] = force_off(address, dialect_name, channels, off_voltage_v, ROUND_S)
-            if result.off or time.monotonic() - started > GIVE_UP_S:
+            tried_s = time.monotonic() - started
+            if result.off or tried_s > GIVE_UP_S or self._done_by_another(intents):
                 break
+            if tried_s > EAGER_S:
+                time.sleep(PAUSE_S)
         if result.off:
             for intent in intents:
                 # A full disk must not end the process before the other instruments are cut.
                 with contextlib.suppress(BenchError):
                     self._journal.closed(intent, result.voltages_v[intent.channel], "dead-man")
+
+    def _done_by_another(self, intents: list[Intent]) -> bool:
+        """Whether all were verified off meanwhile: by the bench's next daemon, which may now use them."""
+        with contextlib.suppress(BenchError):
+            return not {intent.key for intent in intents} & {item.key for item in self._journal.open_intents()}
+        return False
 
     def _report(self, reason: str, started: float, results: dict[tuple[str, str], ForcedOff]) -> None:
         if self._log is None:

@@ -716,11 +716,12 @@ def force_off(
                 while pending and clock() < end:
                     for ch in sorted(pending):
                         deadline = min(end, clock() + attempt_s)
-                        if parse_switch(line.ask(speak.message("get_output", ch), deadline, clock)):
+                        on = parse_switch(line.ask(speak.message("get_output", ch), deadline, clock))
+                        if on:
                             _send_off(sock, speak, ch)
                             command_s = clock() - start
                         volts[ch] = value = parse_numbers(line.ask(speak.message("measure", ch), deadline, clock), 3)[0]
-                        if value < off_voltage_v:
+                        if value < off_voltage_v and not on:  # a shorted output has no volts either
                             pending.discard(ch)
                     if pending:
                         time.sleep(0.01)
@@ -728,7 +729,7 @@ def force_off(
             trouble = str(error) or type(error).__name__
             time.sleep(min(0.02, max(0.0, end - clock())))
     if pending and not trouble:
-        trouble = f"still {', '.join(f'{volts[ch]} V on channel {ch}' for ch in sorted(pending))}"
+        trouble = f"still on, or {', '.join(f'{volts[ch]} V on channel {ch}' for ch in sorted(pending))}"
     return ForcedOff(not pending, volts, attempts, command_s, clock() - start, trouble if pending else "")
 
 

@@ -5,6 +5,7 @@ The supply runs in a process of its own and is asked through a plain socket, nev
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ import pytest
 from hil.bench.journal import read_events
 from hil.client import Bench, Lease, attach
 from hil.client.http import DaemonGone, Http
-from hil.errors import BenchError, BoardError, UsageError
+from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inventory import load_bench
 from hil.mission.timeline import Timeline
 from hil.model import LinkState
@@ -317,6 +318,9 @@ def test_an_output_that_somebody_else_switched_on_is_not_taken_over(lab: Lab) ->
         with pytest.raises(BenchError, match="this bench did not switch it on"):
             daemon.board("b1", lease).power.on()
         assert lab.supply.is_on()
+        # Who has the lease and says off means it.
+        assert not daemon.board("b1", lease).power.off().output_on
+        assert not lab.supply.is_on()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -348,6 +352,67 @@ def test_a_dead_deadman_means_safe_state_and_a_new_one(lab: Lab) -> None:
         assert "dead-man process is gone" in daemon.status()["boards"]["b1"]["fault"]
         board.power.on()
         assert lab.supply.is_on()
+        os.kill(daemon.status()["deadman"]["pid"], signal.SIGKILL)
+        until(lambda: daemon.status()["boards"]["b1"]["fault"], 5.0)
+    with lab.attach() as daemon, daemon.lease(["b1"]):
+        assert daemon.status()["boards"]["b1"]["fault"] == ""  # its former holder's
+
+
+def test_an_output_whose_dead_man_died_is_off_before_another_goes_on(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1", "b2"]) as lease:
+        first, second = daemon.board("b1", lease), daemon.board("b2", lease)
+        first.power.on()
+        os.kill(daemon.status()["deadman"]["pid"], signal.SIGKILL)
+        with contextlib.suppress(BenchError):  # refused when it comes in the moment of the death
+            second.power.on()
+        if not lab.supply.is_on(2):
+            until(lambda: daemon.status()["deadman"]["alive"])
+            second.power.on()
+        assert lab.supply.is_on(2)
+        assert not lab.supply.is_on(1)
+        assert daemon.status()["deadman"]["alive"]
+
+
+def test_a_hung_dead_man_that_wakes_up_again_ends_nobody(lab: Lab) -> None:
+    with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+        board = daemon.board("b1", lease)
+        board.power.on()
+        pid, old = daemon.status()["pid"], daemon.status()["deadman"]["pid"]
+        os.kill(old, signal.SIGSTOP)
+        until(lambda: daemon.status()["deadman"]["pid"] not in (old, None), 10.0)
+        assert not lab.supply.is_on()
+        if not gone(old):
+            os.kill(old, signal.SIGCONT)
+        board.power.on()
+        time.sleep(1.5)
+        assert daemon.status()["pid"] == pid
+        assert lab.supply.is_on()
+
+
+def test_a_lease_that_ends_while_something_begins_leaves_nothing_on(lab: Lab) -> None:
+    def quietly(act: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(HilError):
+            act(*arguments)
+
+    with lab.attach() as daemon:
+        for delay_s in (0.02, 0.1, 0.3):
+            lease = daemon.lease(["b1"])
+            board = daemon.board("b1", lease)
+            board.power.on()
+            begun = [
+                threading.Thread(target=quietly, args=(board.power.cycle,)),
+                threading.Thread(target=quietly, args=(fly, lab, daemon, lease)),
+            ]
+            for thread in begun:
+                thread.start()
+            time.sleep(delay_s)
+            lease.release()
+            for thread in begun:
+                thread.join(30)
+            assert not lab.supply.is_on()
+            flight = daemon.http.get("/v1/flight")
+            assert flight is None or flight["state"] == "ended"
+            assert daemon.leases() == []
 
 
 def test_many_clients_start_one_daemon(shared: Lab) -> None:

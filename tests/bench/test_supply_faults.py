@@ -20,7 +20,7 @@ from hil.drivers.scpi import (
 )
 from hil.errors import BenchError
 from hil.model import Setpoint
-from hil.virtual.supply import Fault, RecordedLoad, VirtualSupply
+from hil.virtual.supply import Fault, RecordedLoad, ResistiveLoad, VirtualSupply
 
 TIMEOUT_S = 0.2
 
@@ -197,6 +197,17 @@ def test_forced_off_that_fails_says_why_and_keeps_its_deadline() -> None:
         result = await forced(virtual, deadline_s=0.2)
         assert not result.off
         assert "refused" in result.trouble
+
+    with_supply(body)
+
+
+def test_forced_off_does_not_take_a_short_for_off() -> None:
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        virtual.instrument.channels[1].load = ResistiveLoad(0.01)  # in CC: on, and next to no volts
+        virtual.faults.append(Fault("ignore", "OUTP CH1,OFF", -1))
+        result = await forced(virtual, deadline_s=0.4)
+        assert virtual.instrument.channels[1].output_on
+        assert not result.off
 
     with_supply(body)
 

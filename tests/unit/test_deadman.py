@@ -16,14 +16,16 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hil.bench.deadman import ArmedOutput, Deadman
+from hil.bench.deadman import ROUND_S, ArmedOutput, Deadman, _Watchman
 from hil.bench.safety import Intent, IntentJournal
+from hil.drivers.scpi import ForcedOff
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +74,8 @@ async def main():
     if mode == "hang":
         await asyncio.sleep(0.3)
         time.sleep(60)  # the loop is stuck: alive, but no longer feeding the heartbeat
+    if mode == "leave":
+        return  # an end with an output that could not be verified off: the dead-man must live on
     await deadman.dead.wait()
     await supply.output(1, False)
     print("safe", flush=True)
@@ -198,6 +202,58 @@ def test_a_child_that_inherited_everything_does_not_hide_the_death(bench: Bench)
     assert discharged < 2.0
     bench.wait_for_exit(bench.deadman_pid)
     assert json.loads((bench.state / "deadman.log").read_text())["reason"] == "the daemon died"
+
+
+def test_it_outlives_a_daemon_that_ends_in_order_with_an_output_armed(supply: int, tmp_path: Path) -> None:
+    left = Bench(supply, tmp_path, "leave")
+    try:
+        left.daemon.wait(5)  # by itself, or by the dead-man that makes sure
+        left.seconds_until_off(time.monotonic())
+        left.wait_for_exit(left.deadman_pid)
+        assert json.loads((tmp_path / "deadman.log").read_text())["off"] is True
+    finally:
+        left.close()
+
+
+def test_a_dead_man_that_wakes_up_after_another_took_its_place_does_nothing(bench: Bench) -> None:
+    async def body() -> None:
+        deadman = Deadman(bench.state / "other.jsonl", silence_s=0.2)
+        await deadman.start()
+        address = f"tcp://127.0.0.1:{bench.port}"
+        await deadman.set_outputs([ArmedOutput("vb1", Intent("vb1", address, "rigol-dp800", 1, 0.6))])
+        os.kill(deadman.pid, signal.SIGSTOP)
+        while not deadman.dead.is_set():
+            deadman.beat("vb1")
+            await asyncio.sleep(0.02)
+        await deadman.kill()  # else it would take us for dead when it is continued
+        with pytest.raises(ProcessLookupError):
+            os.kill(deadman.pid, signal.SIGCONT)
+
+    asyncio.run(body())
+    assert bench.ask(":OUTP? CH1") == "ON"
+
+
+def test_it_stops_trying_when_the_next_daemon_has_switched_off(tmp_path: Path) -> None:
+    journal = IntentJournal(tmp_path / "intent.jsonl")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused, and nobody else gets the port
+        intent = Intent("vb1", f"tcp://127.0.0.1:{nobody.getsockname()[1]}", "rigol-dp800", 1, 0.6)
+        journal.opened(intent)
+        watchman = object.__new__(_Watchman)
+        watchman._journal = journal
+        results: dict[tuple[str, str], ForcedOff] = {}
+        cut = threading.Thread(
+            target=watchman._cut_instrument,
+            args=((intent.address, intent.dialect), [intent], time.monotonic(), results),
+            daemon=True,
+        )
+        cut.start()
+        time.sleep(0.5)
+        assert cut.is_alive()
+        journal.closed(intent, 0.1, "leftover of a dead run")
+        cut.join(ROUND_S + 2)
+        assert not cut.is_alive()
+    assert sum(1 for line in journal.path.read_text().splitlines() if '"op":"off"' in line) == 1
 
 
 def test_the_daemon_goes_safe_when_the_dead_man_dies(bench: Bench) -> None:
