@@ -86,11 +86,12 @@ class LinkOwner:
             self.touched = False
 
     async def close(self) -> None:
-        if self.touched or self.states is not None:
-            with contextlib.suppress(BenchError):
-                await self.clear()
-        await self._run(self._driver.close)
-        self._thread.shutdown(wait=False)
+        """Clear the link and drop the connection. Raises BenchError when the link stays as it is."""
+        try:
+            await self.clear()
+        finally:
+            await self._run(self._driver.close)
+            self._thread.shutdown(wait=False)
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hil.bench import player as module
-from hil.bench.player import BOTH_OUT, LinkOwner, Played, Player, drifted, next_due
+from hil.bench.player import BOTH_OUT, NO_EMULATION, LinkOwner, Played, Player, drifted, next_due
 from hil.errors import BenchError
 from hil.mission.clock import MissionClock
 from hil.model import Applied, Direction, LinkState
@@ -226,6 +226,23 @@ def test_a_lost_box_is_told_and_tried_again() -> None:
             assert flight.causes == ["track"]
 
     run(scenario())
+
+
+def test_a_link_that_cannot_be_cleared_is_said_and_its_connection_dropped() -> None:
+    async def body() -> None:
+        box = Box()
+        link = LinkOwner("box", box)
+        await link.apply(NO_EMULATION, 0.0)
+
+        def clear() -> None:
+            raise BenchError("still shaped")
+
+        box.clear = clear  # type: ignore[method-assign]
+        with pytest.raises(BenchError, match="still shaped"):
+            await link.close()
+        assert box.closed
+
+    asyncio.run(body())
 
 
 def test_without_a_link_the_edges_still_pass() -> None:
