@@ -45,6 +45,9 @@ PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "iproute2", "dropbear-b
 #: Kernel modules the box loads; what they depend on is found from their own `depends=` entries.
 MODULES = ("virtio_pci", "virtio_net", "bridge", "sch_netem", "ifb")
 
+QEMU = "qemu-system-x86_64"
+"""The program that is the link box."""
+
 _TOOLS = ("bin/busybox", "sbin/tc", "sbin/ip", "sbin/ethtool", "usr/sbin/dropbear")
 
 _READY = b"hil-linkbox: ready"
@@ -221,7 +224,7 @@ class LinkBoxConfig:
     mgmt_port: int
     console_log: Path
     memory_mib: int = 96
-    qemu: str = "qemu-system-x86_64"
+    qemu: str = QEMU
 
 
 def qemu_argv(config: LinkBoxConfig) -> list[str]:

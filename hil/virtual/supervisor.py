@@ -28,11 +28,12 @@ from typing import Any, TextIO
 
 from hil.drivers import broker
 from hil.errors import BenchError, HilError, UsageError
-from hil.virtual.artefacts import Progress, ssh_key, trust_host
+from hil.virtual.artefacts import Progress, require_tools, ssh_key, trust_host
 from hil.virtual.board import BoardConfig, VirtualBoard, payload_mac, prepare
 from hil.virtual.console import ConsoleRelay
 from hil.virtual.hub import Hub
 from hil.virtual.images import build_board_disk, build_uboot_flash
+from hil.virtual.linkbox import QEMU as LINKBOX_QEMU
 from hil.virtual.linkbox import LinkBox, LinkBoxConfig
 from hil.virtual.linkbox import ensure_image as ensure_linkbox_image
 from hil.virtual.supply import VirtualSupply
@@ -139,8 +140,10 @@ def up(bench: VirtualBench, progress: Progress = lambda _: None) -> None:
                     f"virtual bench {bench.name} is up with another configuration", hint="run `hil virtual down` first"
                 )
             return
-        _build(bench, progress)
+        # What is missing or taken is told before anything is built or started.
+        require_tools(*_tools(bench))
         _require_free_ports(bench)
+        _build(bench, progress)
         progress(f"virtual bench {bench.name}: starting supply and link box")
         _start_detached(bench)
 
@@ -180,6 +183,11 @@ def status(bench: VirtualBench) -> dict[str, Any]:
                     f"virtual bench {bench.name} runs but wrote no status", hint=f"see {bench.log}"
                 ) from error
             time.sleep(0.02)
+
+
+def _tools(bench: VirtualBench) -> tuple[str, ...]:
+    board = ("qemu-system-aarch64", "mkenvimage")
+    return board if bench.linkbox_mgmt_port is None else (*board, LINKBOX_QEMU)
 
 
 def _build(bench: VirtualBench, progress: Progress) -> None:
