@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hil.errors import BenchError
@@ -54,18 +55,22 @@ class LinkDriver(Protocol):
 class LinkOwner:
     """The one user of a link box: its blocking driver runs on a thread of its own, calls in the order they came.
 
-    `states` is what was last read back; None when the link is as hil found it, or unknown after an error.
+    `states` is what was last read back; None when the link is as hil found it, or unknown after an error. `touched`
+    says that hil added something to the box; the file `mark` keeps that beyond the death of this process.
     """
 
-    def __init__(self, name: str, driver: LinkDriver) -> None:
+    def __init__(self, name: str, driver: LinkDriver, mark: Path | None = None) -> None:
         self.name = name
         self.states: Mapping[Direction, LinkState] | None = None
-        self.touched = False
+        self.touched = mark is not None and mark.exists()
         self._driver = driver
+        self._mark = mark
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hil-link-{name}")
 
     async def apply(self, states: Mapping[Direction, LinkState], scheduled_s: float) -> dict[Direction, Applied]:
         """Apply both directions whole and read them back. Raises BenchError; the state is then unknown."""
+        if not self.touched:
+            await self._run(self._remember)
         self.touched = True
         self.states = None
         applied = await self._run(lambda: self._driver.apply(states, scheduled_s))
@@ -79,11 +84,13 @@ class LinkOwner:
         return await self._run(self._driver.preflight)
 
     async def clear(self) -> None:
-        """Remove what hil added; does nothing when this daemon never touched the box."""
+        """Remove what hil added; does nothing to a box that neither this daemon nor one before it touched."""
         if self.touched:
             self.states = None
             await self._run(self._driver.clear)
             self.touched = False
+            if self._mark is not None:
+                self._mark.unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Clear the link and drop the connection. Raises BenchError when the link stays as it is."""
@@ -92,6 +99,14 @@ class LinkOwner:
         finally:
             await self._run(self._driver.close)
             self._thread.shutdown(wait=False)
+
+    def _remember(self) -> None:
+        if self._mark is None:
+            return
+        try:
+            self._mark.touch(mode=0o600)
+        except OSError as error:
+            raise BenchError(f"cannot write {self._mark}: {error.strerror}", hint="free disk space") from error
 
     async def _run(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

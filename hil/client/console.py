@@ -90,7 +90,10 @@ class Console:
         deadline = time.monotonic() + timeout_s
         search.feed(bytes(self._held))
         while True:
-            match = search.found(time.monotonic())
+            try:
+                match = search.found(time.monotonic())
+            except BoardError as error:
+                raise BoardError(f"board {self.board}: {error.message}") from None
             if match is not None:
                 break
             left = deadline - time.monotonic()

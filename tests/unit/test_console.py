@@ -240,7 +240,7 @@ def test_a_time_out_quotes_the_last_bytes_and_a_death_string_aborts(tmp_path: Pa
             # A time-out consumes nothing: what came is still there for the next expect.
             assert (await asyncio.to_thread(reader.expect, "kernel", 1)).before == "Loading\x00 "
             board.say(b"Kernel panic - not syncing\r\nlogin:")
-            with pytest.raises(BoardError, match=r"(?s)said 'Kernel panic' while waiting.*not syncing"):
+            with pytest.raises(BoardError, match=r"(?s)board vb1: .* said 'Kernel panic' while .*not syncing"):
                 await asyncio.to_thread(reader.expect, "login:", 5)
             assert console.connected
             reader.close()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,6 +242,24 @@ def test_a_link_that_cannot_be_cleared_is_said_and_its_connection_dropped() -> N
         with pytest.raises(BenchError, match="still shaped"):
             await link.close()
         assert box.closed
+
+    asyncio.run(body())
+
+
+def test_who_died_with_a_shaped_link_is_cleared_up_after(tmp_path: Path) -> None:
+    async def body() -> None:
+        mark = tmp_path / "box.touched"
+        await LinkOwner("box", Box(), mark).apply(NO_EMULATION, 0.0)  # and then its process is killed
+        box = Box()
+        link = LinkOwner("box", box, mark)
+        assert link.touched
+        await link.clear()
+        assert box.cleared == 1
+        assert not LinkOwner("box", box, mark).touched
+        await link.clear()
+        assert box.cleared == 1, "a box that nobody touched is left alone"
+        with pytest.raises(BenchError, match="cannot write"):
+            await LinkOwner("box", box, tmp_path / "absent" / "mark").apply(NO_EMULATION, 0.0)
 
     asyncio.run(body())
 
