@@ -70,7 +70,6 @@ class BoardOwner:
         self.channels = channels
         self.console = console
         self.link = link
-        self.link_held = False
         self.energy_j = per_phase()
         self.tokens = per_phase()
         self.upload_bytes = 0.0
@@ -193,7 +192,6 @@ class BoardOwner:
             await link.clear()
         else:
             await link.apply(states, self._monotonic())
-        self.link_held = False
         return self.link_state()
 
     def need_link(self) -> LinkOwner:
@@ -217,7 +215,6 @@ class BoardOwner:
         """A lease with `on_lease_end: hold` is over: power stays, the payload link is blocked."""
         if self.link is not None:
             await self.link.apply(BOTH_OUT, self._monotonic())
-            self.link_held = True
 
     def metrics(self, flight: FlightMetrics | None, phase: str) -> BoardMetrics:
         """This moment for the exporter."""

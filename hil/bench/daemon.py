@@ -450,8 +450,12 @@ class Daemon:
     async def set_link(self, name: str, states: dict[Direction, LinkState] | None, token: str | None) -> dict[str, Any]:
         board = self._need(token, name)
         board.need_link()
-        if self._flight_of(board) is not None:
-            raise BenchError(f"the link of board {name} belongs to its flight", hint="end the flight first")
+        flight = self.flight
+        if flight is not None and flight.state != "ended" and flight.board.link is board.link:
+            raise BenchError(
+                f"the link of board {name} belongs to the flight of board {flight.board.name}",
+                hint="end the flight first",
+            )
         return await board.set_link(states)
 
     async def read_console(self, name: str, since: int, wait_s: float) -> tuple[int, bytes]:
@@ -526,7 +530,8 @@ class Daemon:
                 board = self.boards[name]
                 if not board.energized:
                     board.fault = ""  # its former holder's
-                if board.link_held:
+                # Held in outage, or left behind because the link box did not answer at the end of that lease.
+                if board.link is not None and board.link.touched and not self._link_in_use(board):
                     await board.set_link(None)
         except HilError:
             # The client gets the error and no token: nobody could give this lease back.
@@ -594,10 +599,10 @@ class Daemon:
                 try:
                     await self._end_lease(ended)
                 except HilError as error:
-                    # It stays unsettled and is tried again; nobody else gets the board in that state unnoticed.
                     log.error("board %s after lease %s: %s", ended.board, ended.lease, error)
                     if self.boards[ended.board].energized:
-                        raise
+                        raise  # it stays unsettled: the daemon ends, in the safe state
+                    # Off, but its link may not be clear: whoever takes the board next clears it, or is told.
                 await self._write(lambda ended=ended: self._lease_writer.settled(ended))  # type: ignore[misc]
 
     async def _end_lease(self, ended: Ended) -> None:
@@ -609,14 +614,23 @@ class Daemon:
         if flight is not None:
             flight.invalidate(f"the lease ended: {ended.cause}")
             await flight.end(f"lease {ended.cause}")
+        shared = self._link_in_use(board)
         if board.wires.on_lease_end == "hold" and board.state == "on":
-            await board.hold()
+            if not shared:
+                await board.hold()
             return
         if board.energized or board.state != "off":
             await board.off(f"lease {ended.cause}")
         await board.rest()
-        if board.link is not None:
+        if board.link is not None and not shared:
             await board.link.clear()
+
+    def _link_in_use(self, board: BoardOwner) -> bool:
+        """Whether another leased board is reached through the same link box: then the link is not ours to change."""
+        leased = {name for lease in self._leases.leases() for name in lease.boards}
+        return board.link is not None and any(
+            other.link is board.link for name, other in self.boards.items() if name in leased and other is not board
+        )
 
     def _wake(self) -> None:
         for _, turn in self._waiting:

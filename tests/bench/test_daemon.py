@@ -321,6 +321,12 @@ def test_an_output_that_somebody_else_switched_on_is_not_taken_over(lab: Lab) ->
         # Who has the lease and says off means it.
         assert not daemon.board("b1", lease).power.off().output_on
         assert not lab.supply.is_on()
+        lease.release()
+        lab.supply.ask(":OUTP CH1,ON", ":OUTP? CH1")
+        with daemon.lease(["b1"]) as fresh:
+            assert lab.supply.is_on()
+            assert not daemon.board("b1", fresh).power.off().output_on
+            assert not lab.supply.is_on()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
