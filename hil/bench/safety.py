@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from hil.drivers.dialects import Capabilities
 from hil.drivers.scpi import ForcedOff, InstrumentError, Supply, force_off
@@ -255,7 +256,8 @@ def finish_leftovers(journal: IntentJournal, *, deadline_s: float = 5.0) -> tupl
 class InstrumentLock:
     """Host-wide claim on one instrument address; released by `release` or by the death of this process.
 
-    An abstract unix socket: no file to leave behind, no permissions between users, gone with its owner.
+    An abstract unix socket: no file to leave behind, no permissions between users, gone with its owner. The claim is on
+    where the address leads: `localhost` and `127.0.0.1`, or two users on one link box, are the same instrument.
     """
 
     def __init__(self, address: str) -> None:
@@ -264,7 +266,7 @@ class InstrumentLock:
 
     def acquire(self) -> None:
         """BenchError when another process holds the instrument."""
-        name = "\0hil-instrument-" + sha256(self.address.lower().encode()).hexdigest()[:32]
+        name = "\0hil-instrument-" + sha256(_endpoint(self.address).encode()).hexdigest()[:32]
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             claim.bind(name)
@@ -280,6 +282,14 @@ class InstrumentLock:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _endpoint(address: str) -> str:
+    parts = urlsplit(address.lower())
+    host = parts.hostname or address.lower()
+    with contextlib.suppress(OSError):  # a name that nobody knows leads nowhere yet
+        host = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    return f"{host} {parts.port}"
 
 
 # -------------------------------------------------------------------------------------------------------- sequences

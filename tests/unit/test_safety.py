@@ -362,6 +362,24 @@ def test_an_instrument_has_one_owner_on_this_host() -> None:
     InstrumentLock(address).acquire()
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tcp://127.0.0.1:45991", "tcp://localhost:45991/"),
+        ("ssh://root@127.0.0.1:45992", "ssh://lab@127.0.0.1:45992"),
+    ],
+)
+def test_an_instrument_is_where_its_address_leads(one: str, other: str) -> None:
+    first, second = InstrumentLock(one), InstrumentLock(other)
+    first.acquire()
+    try:
+        with pytest.raises(BenchError, match="another process"):
+            second.acquire()
+    finally:
+        first.release()
+        second.release()
+
+
 def test_a_dead_owner_holds_nothing() -> None:
     address = "tcp://192.0.2.78:5555"
     code = f"from hil.bench.safety import InstrumentLock; InstrumentLock({address!r}).acquire()"
