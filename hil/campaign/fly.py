@@ -6,84 +6,27 @@ import hashlib
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
 from hil.campaign.finish import Finished, finish
+from hil.campaign.flying import Flying, Say
 from hil.campaign.provenance import add_provenance, write_provenance
+from hil.campaign.steps import STEPS
 from hil.campaign.verdict import check_criteria
 from hil.client import attach
-from hil.drivers import broker
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inventory import Bench, Mission
 from hil.inventory.environment import environment
 
 if TYPE_CHECKING:
     from hil import client
-    from hil.client import Board, Flight
-    from hil.inventory.bench import BenchBoard, PayloadWire, SshWire
-    from hil.inventory.board_type import BoardType
+    from hil.client import Flight
+    from hil.inventory.bench import BenchBoard
     from hil.mission.timeline import Timeline
-
-MODEL_PORT = 8080
-MAILBOX_PORT = 8081
-
-Say = Callable[[str], None]
-
-
-@dataclass
-class Flying:
-    """What a step works with. `answers` carries what a later step compares with."""
-
-    mission: Mission
-    board_name: str
-    wires: BenchBoard
-    type: BoardType
-    timeline: Timeline
-    board: Board
-    flight: Flight
-    journal: Journal
-    say: Say
-    interrupted: threading.Event
-    answers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def payload(self) -> PayloadWire:
-        if self.wires.payload is None:
-            raise UsageError(f"board {self.board_name} has no payload port", hint="add `payload:` to the bench file")
-        return self.wires.payload
-
-    @property
-    def mgmt(self) -> SshWire:
-        if self.wires.mgmt is None:
-            raise UsageError(f"board {self.board_name} has no mgmt port", hint="add `mgmt:` to the bench file")
-        return self.wires.mgmt
-
-    def connect_payload(self, host: str, port: int, timeout_s: float) -> Any:
-        """A TCP socket on the ground side of the emulated link."""
-        return broker.connect(self.payload.broker, host, port, timeout_s)
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Write to the journal with the mission time of this moment."""
-        state = self.flight.state()
-        self.journal.write(kind, t_mission=state["t_mission"], rate=state["rate"], **fields)
-
-    def wait(self, what: str, condition: Callable[[], Any], *, timeout_s: float, every_s: float = 0.1) -> Any:
-        """The first true value of `condition`. Raises BoardError naming `what` after `timeout_s` wall seconds."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            value = condition()
-            if value:
-                return value
-            if time.monotonic() > deadline:
-                raise BoardError(f"board {self.board_name}: waited {timeout_s:g} s in vain until {what}")
-            if self.interrupted.wait(every_s):
-                raise KeyboardInterrupt
 
 
 def fly(
@@ -101,8 +44,6 @@ def fly(
     verdict `infra`, never `pass`. `on_flight` is called once the clock runs, for a progress display.
     Raises UsageError before anything is touched when mission and bench do not fit.
     """
-    from hil.campaign.steps import STEPS
-
     name, wires, board_type = bench.board(board_name)
     check_criteria(mission.file.criteria, str(mission.path))
     environment(mission, board_type)

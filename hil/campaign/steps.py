@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench.journal import read_events
-from hil.campaign.fly import MAILBOX_PORT, MODEL_PORT, Flying
+from hil.campaign.flying import MAILBOX_PORT, MODEL_PORT, Flying
 from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
 from hil.errors import BenchError, BoardError, HilError
 from hil.inference import client as llm
