@@ -158,7 +158,10 @@ class Daemon:
             lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"), self._until_all_off
         )
         self._supplies = {name: ScpiSupply(wire.dialect, wire.address) for name, wire in bench.file.supplies.items()}
-        self._links = {name: LinkOwner(name, _link_driver(bench, name)) for name in bench.file.links}
+        self._links = {
+            name: LinkOwner(name, _link_driver(bench, name), self.state_dir / f"link-{name}.touched")
+            for name in bench.file.links
+        }
         # Writes wait for the disk: on a thread of their own. Reads are the loop's, on a second connection.
         self._lease_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hil-leases")
         self._lease_writer: LeaseStore
@@ -197,6 +200,12 @@ class Daemon:
             lock.acquire()
         for left in await asyncio.to_thread(finish_leftovers, self._intents):
             log.warning("switched off a leftover of a dead run: %s", left)
+        for link in self._links.values():
+            if link.touched:
+                log.warning("clearing link %s, left by a dead run", link.name)
+                # One that does not answer must not keep the boards from being switched: whoever leases one is told.
+                with contextlib.suppress(BenchError):
+                    await link.clear()
         await self._heart.ensure()
         self._lease_writer = await self._write(self._open_leases)
         self._leases = self._open_leases()

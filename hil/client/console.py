@@ -100,9 +100,8 @@ class Console:
             data = self._receive(left) if left > 0 else b""
             if left <= 0 or not data:
                 self._guard()  # a board whose power was cut is not to blame for its silence
-                raise BoardError(
-                    f"board {self.board}: {pattern!r} did not come within {timeout_s:g} s; last bytes:\n{search.last()}"
-                )
+                late = f"{pattern!r} did not come within {timeout_s:.3g} s"
+                raise BoardError(f"board {self.board}: {late}; last bytes:\n{search.last()}")
             search.feed(data)
         del self._held[: len(self._held) - (self._stream_end - match.offset)]
         self._position = match.offset

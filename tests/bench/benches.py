@@ -120,6 +120,16 @@ def assert_off(bench: Bench) -> None:
     assert float(volts) < 0.6
 
 
+def has_netem(bench: Bench) -> bool:
+    """Whether the link box shapes anything, by its own `tc` through plain ssh."""
+    link = bench.file.links["box1"]
+    command = ["ssh", "-i", link.key, "-p", str(link.port), "-o", f"UserKnownHostsFile={link.known_hosts}"]
+    command += ["-o", "BatchMode=yes", f"{link.user}@{link.host}", "tc qdisc show"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    assert "qdisc" in shown
+    return "netem" in shown
+
+
 class Fly:
     """`hil mission fly` as a process, as a person would run it."""
 

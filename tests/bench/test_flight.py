@@ -26,7 +26,7 @@ from typing import Any
 import prometheus
 import pytest
 import yaml
-from benches import HIL, SHORT, Airborne, Flown, ask_supply, assert_off, is_on, until
+from benches import HIL, SHORT, Airborne, Flown, ask_supply, assert_off, has_netem, is_on, until
 
 from hil import dashboards
 from hil.bench.journal import read_events
@@ -452,12 +452,7 @@ def test_afterwards_everything_is_off_cleared_and_released(flown: Flown) -> None
         assert daemon.leases() == []
         with daemon.lease(["vb1"]):
             assert daemon.status()["boards"]["vb1"]["state"] == "off"
-    link = flown.bench.file.links["box1"]
-    command = ["ssh", "-i", link.key, "-p", str(link.port), "-o", f"UserKnownHostsFile={link.known_hosts}"]
-    command += ["-o", "BatchMode=yes", f"{link.user}@{link.host}", "tc qdisc show"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    assert "qdisc" in shown
-    assert "netem" not in shown
+    assert not has_netem(flown.bench)
 
 
 def test_every_panel_shows_the_flight(flown: Flown) -> None:
