@@ -26,6 +26,7 @@ __all__ = ["Console", "Match"]
 CONNECT_S = 5.0
 LOGIN_TRY_S = 8.0
 RECEIVE_BYTES = 1 << 16
+WATCH_S = 1.0  # how often a silent wait asks whether the board is still there to be waited for
 
 
 class Console:
@@ -96,12 +97,13 @@ class Console:
                 raise BoardError(f"board {self.board}: {error.message}") from None
             if match is not None:
                 break
-            left = deadline - time.monotonic()
-            data = self._receive(left) if left > 0 else b""
-            if left <= 0 or not data:
+            left_s = deadline - time.monotonic()
+            data = self._receive(min(left_s, WATCH_S)) if left_s > 0 else b""
+            if not data:
                 self._guard()  # a board whose power was cut is not to blame for its silence
-                late = f"{pattern!r} did not come within {timeout_s:.3g} s"
-                raise BoardError(f"board {self.board}: {late}; last bytes:\n{search.last()}")
+            if left_s <= 0:
+                what = f"{pattern!r} did not come within {timeout_s:.3g} s"
+                raise BoardError(f"board {self.board}: {what}; last bytes:\n{search.last()}")
             search.feed(data)
         del self._held[: len(self._held) - (self._stream_end - match.offset)]
         self._position = match.offset
