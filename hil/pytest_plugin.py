@@ -37,24 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """A BoardError is a failure of the board under test; every other HilError is an error of the lab."""
-    try:
-        return (yield)
-    except BoardError as error:
-        pytest.fail(str(error), pytrace=False)
-    except HilError as error:
-        item.user_properties.append(("hil_error_arm", type(error).__name__))
-        raise
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
-    """Report a bench error inside a test as pytest reports a broken fixture: an error, not a failure."""
+    """A BoardError is a failure of the board under test, every other HilError an error of the lab.
+
+    Wherever it was raised: a fixture that boots the board must not turn the board's fault into the lab's, and a test
+    that loses its supply has not shown anything about the board. pytest and JUnit tell the two apart by the phase.
+    """
     report: pytest.TestReport = yield  # type: ignore[misc,assignment]
     raised = call.excinfo.value if call.excinfo is not None else None
-    if call.when == "call" and isinstance(raised, HilError) and not isinstance(raised, BoardError):
-        report.when = "setup"
+    if isinstance(raised, HilError) and call.when in ("setup", "call"):
+        report.when = "call" if isinstance(raised, BoardError) else "setup"
+        report.user_properties.append(("hil_error_arm", type(raised).__name__))
     return report  # type: ignore[return-value]
 
 
@@ -99,15 +92,15 @@ def mission(request: pytest.FixtureRequest) -> Mission:
 
 def _candidates(bench: Bench, request: pytest.FixtureRequest) -> list[str]:
     named = request.config.getoption("--board")
-    if named:
-        return [bench.inventory.board(named)[0]]
+    boards = [bench.inventory.board(named)[0]] if named else list(bench.inventory.file.boards)
     mark = request.node.get_closest_marker("board")
     wanted: dict[str, Any] = dict(mark.kwargs) if mark else {}
     unknown = set(wanted) - {"type", "arch", "features"}
     if unknown:
         raise UsageError(f"mark `board` has no argument {', '.join(sorted(unknown))}", hint="type, arch, features")
     fits = []
-    for name, item in bench.inventory.file.boards.items():
+    for name in boards:
+        item = bench.inventory.file.boards[name]
         kind = bench.inventory.types[item.type]
         if (
             wanted.get("type") in (None, item.type)
@@ -116,7 +109,11 @@ def _candidates(bench: Bench, request: pytest.FixtureRequest) -> list[str]:
         ):
             fits.append(name)
     if not fits:
-        raise UsageError(f"no board of bench {bench.inventory.name} is {wanted}", hint="`hil board list` shows them")
+        told = ", ".join(f"{key} {value}" for key, value in wanted.items())
+        raise UsageError(
+            f"this test needs a board of {told}; bench {bench.inventory.name} offers {', '.join(boards)}",
+            hint="name another with --board, or deselect the test" if named else "`hil board list` shows them",
+        )
     return fits
 
 
