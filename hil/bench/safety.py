@@ -13,6 +13,7 @@ import json
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -163,6 +164,9 @@ class IntentJournal:
     def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
         self.path = path
         self._wall = wall
+        self._lock = threading.Lock()
+        self._live: dict[tuple[str, int], Intent] = {}
+        self._read_inode = self._read_bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists() and path.stat().st_size > _ROTATE_BYTES and not self.open_intents():
             path.replace(path.with_suffix(".old.jsonl"))
@@ -176,26 +180,39 @@ class IntentJournal:
         self._append({"op": "off", **asdict(intent), "voltage_v": voltage_v, "how": how})
 
     def open_intents(self) -> tuple[Intent, ...]:
-        """Outputs that nobody verified off, oldest first. A torn line was never acknowledged and is left out."""
-        live: dict[tuple[str, int], Intent] = {}
-        for entry in self._entries():
-            try:
-                intent = Intent(**{name: entry[name] for name in Intent.__dataclass_fields__})
-            except KeyError:
-                continue
-            live.pop(intent.key, None)
-            if entry.get("op") == "on":
-                live[intent.key] = intent
-        return tuple(live.values())
+        """Outputs that nobody verified off, oldest first. A torn line was never acknowledged and is left out.
 
-    def _entries(self) -> Iterable[Mapping[str, Any]]:
+        Asked every second and more: only what was appended since the last time is read.
+        """
+        with self._lock:
+            for entry in self._new_entries():
+                try:
+                    intent = Intent(**{name: entry[name] for name in Intent.__dataclass_fields__})
+                except KeyError:
+                    continue
+                self._live.pop(intent.key, None)
+                if entry.get("op") == "on":
+                    self._live[intent.key] = intent
+            return tuple(self._live.values())
+
+    def _new_entries(self) -> Iterable[Mapping[str, Any]]:
         try:
-            text = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                info = os.fstat(file.fileno())
+                if info.st_ino != self._read_inode or info.st_size < self._read_bytes:
+                    self._read_inode, self._read_bytes = info.st_ino, 0
+                    self._live.clear()
+                file.seek(self._read_bytes)
+                text = file.read()
         except FileNotFoundError:
+            self._read_bytes = 0
+            self._live.clear()
             return
         except OSError as error:
             raise BenchError(f"cannot read the intent journal {self.path}: {error.strerror}") from error
-        for line in filter(None, text.split(b"\n")):
+        whole = text[: text.rfind(b"\n") + 1]  # a line that is being written is read next time
+        self._read_bytes += len(whole)
+        for line in filter(None, whole.split(b"\n")):
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
                 if isinstance(entry, dict):

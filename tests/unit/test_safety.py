@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -319,6 +320,30 @@ def test_open_intents_survive_torn_lines(tmp_path: Path) -> None:
     assert IntentJournal(journal.path).open_intents() == (two,)
     journal.opened(one)
     assert journal.open_intents() == (two, one)
+
+
+def test_a_long_campaign_does_not_make_the_question_what_is_open_slow(tmp_path: Path) -> None:
+    first, second = (Intent(f"vb{n}", "tcp://127.0.0.1:1", "rigol-dp800", n, 0.6) for n in (1, 2))
+    ours, theirs = IntentJournal(tmp_path / "intent.jsonl"), IntentJournal(tmp_path / "intent.jsonl")
+    ours.opened(first)
+    lines = ours.path.read_bytes()
+    off = lines.replace(b'"op":"on"', b'"op":"off"')
+    ours.path.write_bytes((lines + off) * 20_000 + lines)  # one power cut after the other: 8 MB
+    assert ours.open_intents() == theirs.open_intents() == (first,)
+    began = time.monotonic()
+    for _ in range(50):
+        assert ours.open_intents() == (first,)
+    assert time.monotonic() - began < 0.1
+    theirs.opened(second)
+    theirs.closed(first, 0.1, "dead-man")
+    with ours.path.open("ab") as torn:
+        torn.write(b'\n{"op":"off","boa')
+    assert ours.open_intents() == theirs.open_intents() == (second,)
+    theirs.closed(second, 0.1, "dead-man")  # ends the torn line
+    assert ours.open_intents() == ()
+    ours.path.unlink()
+    ours.opened(first)
+    assert ours.open_intents() == theirs.open_intents() == (first,)
 
 
 def test_a_long_journal_is_put_aside_when_nothing_is_open(tmp_path: Path) -> None:
