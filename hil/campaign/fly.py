@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import shutil
@@ -77,9 +78,13 @@ def fly(
                         flying.event("step_started", step=step.kind, index=index)
                         _fly_step(flying, STEPS[step.kind], getattr(step, step.kind))
                         flying.event("step_finished", step=step.kind, index=index, ok=True)
-                finally:
+                except BaseException:
                     interrupted.set()
-                    _safe_end(flying)
+                    with contextlib.suppress(BenchError):  # it is in the journal; what ended the steps is told
+                        _safe_end(flying)
+                    raise
+                interrupted.set()
+                _safe_end(flying)
         except HilError as error:
             journal.write("error", arm=_arm(error), message=str(error))
             say(f"error: {error}")
@@ -170,7 +175,9 @@ def _safe_end(flying: Flying) -> None:
         except HilError as error:
             failures.append(f"{what}: {error.message}")
     if failures:
+        message = f"board {flying.board_name}: the orderly end failed: {'; '.join(failures)}"
+        flying.journal.write("error", arm="bench", message=message)
         raise BenchError(
-            f"board {flying.board_name}: the orderly end failed: {'; '.join(failures)}",
+            message,
             hint="the dead-man switches the output off when the daemon is gone; check with `hil board power read`",
         )

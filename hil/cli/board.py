@@ -50,14 +50,14 @@ def power(bench_file: str | None, board_name: str | None, action: str, as_json: 
     """Measure, or switch. Switching needs a lease: `hil lease acquire BOARD` first."""
     from dataclasses import asdict
 
-    from hil.cli.lease import held_or_new
+    from hil.cli.lease import held_lease
     from hil.client import attach
 
     bench = the_bench(bench_file)
     name, _, _ = bench.board(board_name)
     with attach(bench) as client:
         if action != "read":
-            with held_or_new(client, bench, name) as lease:
+            with held_lease(client, bench, name) as lease:
                 getattr(client.board(name, lease).power, action)()
         reading = client.board(name).power.read()
     if as_json:

@@ -23,7 +23,7 @@ def _store(bench: inventory.Bench, board: str) -> Path:
 
 
 @contextlib.contextmanager
-def held_or_new(daemon: client.Bench, bench: inventory.Bench, board: str) -> Iterator[client.Lease]:
+def held_lease(daemon: client.Bench, bench: inventory.Bench, board: str) -> Iterator[client.Lease]:
     """The lease that `hil lease acquire` stored. Without one the command is refused: a lease that ends with the
     command would switch the board off again at once.
     """
@@ -98,7 +98,7 @@ def release(bench_file: str | None, board: str) -> None:
 
     bench = the_bench(bench_file)
     try:
-        with attach(bench) as daemon, held_or_new(daemon, bench, board) as held:
+        with attach(bench) as daemon, held_lease(daemon, bench, board) as held:
             boards = held.boards
             held.release()
     except BenchError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hil.cli.lease import held_or_new
+from hil.cli.lease import held_lease
 from hil.cli.options import bench_option, board_option, json_option, print_json, the_bench
 
 
@@ -47,7 +47,7 @@ def set_(
     bench = the_bench(bench_file)
     name, _, _ = bench.board(board_name)
     state = LinkState(delay_s=delay_ms / 1e3, rate_bps=rate_bps, loss=loss, outage=outage)
-    with attach(bench) as daemon, held_or_new(daemon, bench, name) as lease:
+    with attach(bench) as daemon, held_lease(daemon, bench, name) as lease:
         daemon.board(name, lease).link.set(state)
 
 
@@ -60,5 +60,5 @@ def clear(bench_file: str | None, board_name: str | None) -> None:
 
     bench = the_bench(bench_file)
     name, _, _ = bench.board(board_name)
-    with attach(bench) as daemon, held_or_new(daemon, bench, name) as lease:
+    with attach(bench) as daemon, held_lease(daemon, bench, name) as lease:
         daemon.board(name, lease).link.clear()
