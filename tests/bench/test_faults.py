@@ -32,6 +32,7 @@ from benches import (
     write_bench,
     write_mission,
 )
+from host import Host
 
 from hil.bench.journal import read_events
 from hil.client import attach
@@ -114,7 +115,9 @@ def test_ctrl_c_while_the_model_goes_up(lab: Bench, tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- a daemon that dies
-def test_a_daemon_killed_in_flight_leaves_the_board_off_and_the_run_infra(lab: Bench, tmp_path: Path) -> None:
+def test_a_daemon_killed_in_flight_leaves_the_board_off_and_the_run_infra(
+    lab: Bench, tmp_path: Path, host: Host
+) -> None:
     with Fly(lab, SHORT, tmp_path / "runs") as fly:
         fly.reaches("boot", STEP_S)
         until(lambda: is_on(lab), STEP_S, "output on")
@@ -123,7 +126,7 @@ def test_a_daemon_killed_in_flight_leaves_the_board_off_and_the_run_infra(lab: B
         killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         until(lambda: not is_on(lab), 10, "output off")
-        assert time.monotonic() - killed < CUT_S
+        host.excuses("off", time.monotonic() - killed, CUT_S)
         assert fly.wait(60) == 3, fly.said
         assert "Traceback" not in fly.said
         assert verdict(fly.run)["verdict"] == "infra"
