@@ -6,10 +6,13 @@ flight) or `boards` (all others, one after the other). `pytest -n 2 --dist loadg
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import prometheus
 import pytest
@@ -23,17 +26,49 @@ FLIGHT_S = 480.0  # three times what it takes on two idle cores
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _groups_hold(request: pytest.FixtureRequest) -> None:
+    """Refuse to run where groups fall apart in silence: each worker would fly a flight of its own."""
+    grouped = [item.nodeid for item in request.session.items if item.get_closest_marker("xdist_group")]
+    if getattr(request.config.option, "loadgroup", False) and not all("@" in nodeid for nodeid in grouped):
+        pytest.fail("this pytest-xdist does not keep groups together with this pytest; pyproject.toml says which does")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Leases, journals and the boards' disks of tests never mix with those of the person who runs them."""
     state = tmp_path_factory.mktemp("state")
     before = os.environ.get("XDG_STATE_HOME")
     os.environ["XDG_STATE_HOME"] = str(state)
     yield
+    left = left_behind(f"XDG_STATE_HOME={state}")
     shutil.rmtree(state, ignore_errors=True)
     if before is None:
         del os.environ["XDG_STATE_HOME"]
     else:
         os.environ["XDG_STATE_HOME"] = before
+    assert not left, f"tests left processes behind: {left}"
+
+
+def left_behind(mark: str) -> list[str]:
+    """Kill what the tests started and did not end, found by an entry of its environment; a moment's grace is given."""
+    deadline = time.monotonic() + 5
+    while (found := _marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return [f"{pid} {words}" for pid, words in found.items()]
+
+
+def _marked(mark: str) -> dict[int, str]:
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(process.name) != os.getpid() and mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200].strip()
+                if words:  # one that has ended and waits for its parent has none
+                    found[int(process.name)] = words
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ from hil.paths import cache_dir
 from hil.virtual.linkbox import LinkBox, LinkBoxConfig, ensure_image
 
 BOARD, BOARD_MAC, UDP_ECHO, TCP_SINK = "10.42.0.2", "52:54:00:99:00:02", 7, 9
+pytestmark = pytest.mark.xdist_group("boards")
+
 CLEAR = LinkState()
 
 

@@ -16,22 +16,17 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from benches import free_ports
 
 from hil.drivers import broker
 from hil.paths import cache_dir, runtime_dir
 from hil.virtual import supervisor
 from hil.virtual.supervisor import BoardWire, VirtualBench
 
+pytestmark = pytest.mark.xdist_group("boards")
+
 BOOT_S = 60.0
 ADDRESS = "10.42.0.2"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(sock.getsockname()[1]) for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 @dataclass
