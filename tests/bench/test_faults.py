@@ -130,8 +130,7 @@ def test_a_daemon_killed_in_flight_leaves_the_board_off_and_the_run_infra(
         assert fly.wait(60) == 3, fly.said
         assert "Traceback" not in fly.said
         assert verdict(fly.run)["verdict"] == "infra"
-        (error,) = fly.events("error")
-        assert error["arm"] == "bench"
+        assert {event["arm"] for event in fly.events("error")} == {"bench"}
     assert has_netem(lab), "the dead-man cuts power; the link waits for the next daemon"
     attach(lab).close()
     assert_safe(lab)

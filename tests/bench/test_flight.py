@@ -44,6 +44,13 @@ BANNER = rb"U-Boot 20\d\d\.\d\d"
 
 
 # ---------------------------------------------------------------------------------------------- while it is under way
+@pytest.fixture
+def aloft(airborne: Airborne) -> Airborne:
+    """The flight when every part of it runs, the board too."""
+    airborne.fly.reaches("upload", BOOT_S)
+    return airborne
+
+
 def descendants(*roots: int) -> set[int]:
     """Processes and all that they started, by /proc."""
     parents: dict[int, int] = {}
@@ -58,13 +65,12 @@ def descendants(*roots: int) -> set[int]:
     return found
 
 
-def test_every_listener_is_on_loopback_or_a_private_unix_socket(airborne: Airborne) -> None:
-    bench = airborne.bench
-    airborne.fly.reaches("upload", BOOT_S)  # every part runs by then, the board too
+def test_every_listener_is_on_loopback_or_a_private_unix_socket(aloft: Airborne) -> None:
+    bench = aloft.bench
     with attach(bench, start=False) as daemon:
         status = daemon.status()
     virtual = supervisor.status(virtual_bench(bench))
-    ours = descendants(airborne.fly.process.pid, status["pid"], virtual["pid"])
+    ours = descendants(aloft.fly.process.pid, status["pid"], virtual["pid"])
     parts = {status["deadman"]["pid"], virtual["boards"]["vb1"]["pid"], virtual["parts"]["link_box"]["pid"]}
     assert parts <= ours
     assert len(ours) >= 7, "fly, daemon, dead-man, supervisor, broker, link box and board"
@@ -87,8 +93,8 @@ def test_every_listener_is_on_loopback_or_a_private_unix_socket(airborne: Airbor
     assert bench.runtime_dir.stat().st_mode & 0o077 == 0
 
 
-def test_metrics_answer_in_flight(airborne: Airborne) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{airborne.bench.file.metrics_port}/metrics", timeout=5) as answer:
+def test_metrics_answer_in_flight(aloft: Airborne) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{aloft.bench.file.metrics_port}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert values['hil_board_power_commanded{board="vb1"}'] == 1
@@ -96,11 +102,11 @@ def test_metrics_answer_in_flight(airborne: Airborne) -> None:
     assert values['hil_mission_time_seconds{board="vb1"}'] > 0
     assert values["hil_deadman_alive"] == 1
     assert values["hil_leases"] == 1
-    assert [sample.value for sample in airborne.server.wait_for('up{bench="flight"}')] == [1.0]
+    assert [sample.value for sample in aloft.server.wait_for('up{bench="flight"}')] == [1.0]
 
 
-def test_others_may_watch_a_flight_but_not_disturb_it(airborne: Airborne) -> None:
-    with attach(airborne.bench, start=False) as daemon:
+def test_others_may_watch_a_flight_but_not_disturb_it(aloft: Airborne) -> None:
+    with attach(aloft.bench, start=False) as daemon:
         assert daemon.status()["flight"]["state"] == "running"
         with pytest.raises(BenchError, match="leased by"):
             daemon.lease(["vb1"])
@@ -108,16 +114,14 @@ def test_others_may_watch_a_flight_but_not_disturb_it(airborne: Airborne) -> Non
             daemon.stop()
         with pytest.raises(BenchError, match="lease"):
             daemon.board("vb1").power.off()
-    assert is_on(airborne.bench)
+    assert is_on(aloft.bench)
 
 
-def test_progress_is_told_in_plain_lines(airborne: Airborne) -> None:
-    line = until(
-        lambda: re.search(r"^\[ *[\d.]+ s\]   mission .*x1 .*\(on\).*$", airborne.fly.said, re.M), 20, "progress"
-    )
+def test_progress_is_told_in_plain_lines(aloft: Airborne) -> None:
+    line = until(lambda: re.search(r"^\[ *[\d.]+ s\]   mission .*x1 .*\(on\).*$", aloft.fly.said, re.M), 20, "progress")
     for word in ("phase sunlit, sun", "bus ", " V ", " A ", " W ", "charge ", "link ", "uploaded ", "tokens "):
         assert word in line[0]
-    assert "\x1b" not in airborne.fly.said
+    assert "\x1b" not in aloft.fly.said
 
 
 # ----------------------------------------------------------------------------------------------------- when it is over

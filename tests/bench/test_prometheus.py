@@ -17,6 +17,8 @@ from hil import dashboards, paths
 from hil.bench import exporter
 from hil.virtual.images import ensure_prometheus
 
+pytestmark = pytest.mark.xdist_group("prometheus")
+
 
 @pytest.fixture(scope="module")
 def binary() -> Path:
