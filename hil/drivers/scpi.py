@@ -728,8 +728,8 @@ def force_off(
         except (OSError, InstrumentError) as error:
             trouble = str(error) or type(error).__name__
             time.sleep(min(0.02, max(0.0, end - clock())))
-    if pending and not trouble:
-        trouble = f"still on, or {', '.join(f'{volts[ch]} V on channel {ch}' for ch in sorted(pending))}"
+    still = [f"{volts[ch]} V on channel {ch}, not verified off" for ch in sorted(pending) if volts[ch] is not None]
+    trouble = "; ".join(filter(None, [*still, trouble]))
     return ForcedOff(not pending, volts, attempts, command_s, clock() - start, trouble if pending else "")
 
 

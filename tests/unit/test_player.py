@@ -161,7 +161,7 @@ def test_edges_are_played_at_their_instants_with_the_rate_scaled_and_the_delay_n
             played = next(p for k, p in flight.log.edges if k == kind and p)
             applied = played.applied["uplink"]
             assert applied.scheduled_s - flight.clock.segments[0].wall_start_s == pytest.approx(wall, abs=1e-6)
-            assert 0 <= played.lateness_s < 0.2
+            assert 0 <= played.lateness_s < 1.0  # how late depends on the host; that it is told does not
             assert played.states["uplink"].outage is (kind == "los")
         up = next(p for k, p in flight.log.edges if k == "aos" and p).states["uplink"]
         assert up.rate_bps == 300e3 * rate

