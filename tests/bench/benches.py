@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -128,6 +129,29 @@ def has_netem(bench: Bench) -> bool:
     shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     assert "qdisc" in shown
     return "netem" in shown
+
+
+def assert_safe(bench: Bench) -> None:
+    """Off by the supply's own word, link as it was, nobody holds the board."""
+    from hil.client import attach
+
+    assert_off(bench)
+    if bench.file.links:
+        assert not has_netem(bench)
+    with attach(bench) as daemon:
+        assert daemon.leases() == []
+        assert daemon.status()["boards"]["vb1"]["state"] == "off"
+
+
+def verdict(run: Path) -> dict[str, Any]:
+    """verdict.json of a run."""
+    value: dict[str, Any] = json.loads((run / "verdict.json").read_text())
+    return value
+
+
+def row(run: Path, name: str) -> dict[str, Any]:
+    """One criterion of it."""
+    return next(item for item in verdict(run)["criteria"] if item["name"] == name)
 
 
 class Fly:

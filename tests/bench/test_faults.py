@@ -5,7 +5,6 @@ The supply is asked through a plain socket, the link box through plain ssh.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -24,11 +23,14 @@ from benches import (
     SHORT,
     Fly,
     assert_off,
+    assert_safe,
     bench_up,
     has_netem,
     is_on,
+    row,
     stop_daemon,
     until,
+    verdict,
     write_bench,
     write_mission,
 )
@@ -50,25 +52,6 @@ def steps(*wanted: dict[str, Any]) -> Any:
         content["steps"] = list(wanted)
 
     return change
-
-
-def assert_safe(bench: Bench) -> None:
-    """Off by the supply's own word, link as it was, nobody holds the board."""
-    assert_off(bench)
-    if bench.file.links:
-        assert not has_netem(bench)
-    with attach(bench) as daemon:
-        assert daemon.leases() == []
-        assert daemon.status()["boards"]["vb1"]["state"] == "off"
-
-
-def verdict(run: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((run / "verdict.json").read_text())
-    return value
-
-
-def row(run: Path, name: str) -> dict[str, Any]:
-    return next(item for item in verdict(run)["criteria"] if item["name"] == name)
 
 
 # ------------------------------------------------------------------------------------------------------------- Ctrl-C
