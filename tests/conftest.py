@@ -1,11 +1,35 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests. Nothing here is automatic: tests/campaigns runs on benches that are in use."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
-from host import Host
+from host import Host, left_behind
+
+
+@pytest.fixture(scope="session")
+def own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leases, journals, boards' disks and sockets of tests never mix with those of the person who runs them.
+
+    At the end no process may be left that was started here.
+    """
+    # A unix socket's path is short, pytest's directories are not.
+    own = {"XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")), "XDG_RUNTIME_DIR": tempfile.mkdtemp(prefix="hil-")}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    yield
+    left = left_behind(f"XDG_RUNTIME_DIR={own['XDG_RUNTIME_DIR']}")
+    for name, value in before.items():
+        shutil.rmtree(own[name], ignore_errors=True)
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    assert not left, f"tests left processes behind: {left}"
 
 
 @pytest.fixture

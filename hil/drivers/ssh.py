@@ -67,7 +67,7 @@ def dial(
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
 
-    # paramiko has a limit for each step; this is the one for all of them together.
+    # The limit for all steps together. paramiko has one for each: later, so that this one tells a time-out from a loss.
     watchdog = threading.Timer(timeout_s, expire)
     watchdog.daemon = True
     watchdog.start()
@@ -83,9 +83,9 @@ def dial(
             key_filename=str(key),
             allow_agent=False,
             look_for_keys=False,
-            timeout=timeout_s,
-            banner_timeout=timeout_s,
-            auth_timeout=timeout_s,
+            timeout=timeout_s + 5,
+            banner_timeout=timeout_s + 5,
+            auth_timeout=timeout_s + 5,
         )
         return client
     except paramiko.BadHostKeyException as error:

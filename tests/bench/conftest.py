@@ -6,13 +6,8 @@ flight) or `boards` (all others, one after the other). `pytest -n 2 --dist loadg
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import prometheus
 import pytest
@@ -34,41 +29,8 @@ def _groups_hold(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leases, journals and the boards' disks of tests never mix with those of the person who runs them."""
-    state = tmp_path_factory.mktemp("state")
-    before = os.environ.get("XDG_STATE_HOME")
-    os.environ["XDG_STATE_HOME"] = str(state)
-    yield
-    left = left_behind(f"XDG_STATE_HOME={state}")
-    shutil.rmtree(state, ignore_errors=True)
-    if before is None:
-        del os.environ["XDG_STATE_HOME"]
-    else:
-        os.environ["XDG_STATE_HOME"] = before
-    assert not left, f"tests left processes behind: {left}"
-
-
-def left_behind(mark: str) -> list[str]:
-    """Kill what the tests started and did not end, found by an entry of its environment; a moment's grace is given."""
-    deadline = time.monotonic() + 5
-    while (found := _marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return [f"{pid} {words}" for pid, words in found.items()]
-
-
-def _marked(mark: str) -> dict[int, str]:
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int(process.name) != os.getpid() and mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200].strip()
-                if words:  # one that has ended and waits for its parent has none
-                    found[int(process.name)] = words
-    return found
+def _private(own_directories: None) -> None:
+    """State and sockets of these tests are their own."""
 
 
 @pytest.fixture(scope="session")
