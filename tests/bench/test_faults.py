@@ -143,7 +143,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.mark.parametrize(
     ("boot_s", "variable", "value", "says"),
     [
-        (4.0, "bootcmd", "echo Nothing to boot", r"'Starting kernel' did not come within .*Nothing to boot\n\s*=> "),
+        (12.0, "bootcmd", "echo Nothing to boot", r"'Starting kernel' did not come within .*Nothing to boot\n\s*=> "),
         (
             60.0,
             "bootargs",

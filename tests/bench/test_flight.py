@@ -264,7 +264,7 @@ def test_current_rises_with_inference(flown: Flown) -> None:
     ]
     assert len(idle) == 2
     assert len(busy) == 3
-    assert all(len(samples) >= 10 for samples in (*idle, *busy))
+    assert all(len(samples) >= 5 for samples in (*idle, *busy))  # twenty in two idle seconds when the host is quiet
     assert min(map(mean, busy)) > 1.5 * max(map(mean, idle))
     volts = rows(flown, "SELECT voltage_v FROM power WHERE state = 'on'")
     assert len(set(volts)) > 20, "the bus follows the battery"
@@ -322,8 +322,8 @@ def test_edges_were_played_on_time_and_say_when(flown: Flown) -> None:
 
 
 def test_the_load_is_shed_once_and_restored_once(flown: Flown) -> None:
-    told = rows(flown, "SELECT state, soc, sunlit FROM power ORDER BY t_mono")
-    lives = [(state, [soc for _, soc, _ in group]) for state, group in groupby(told, key=lambda row: row[0])]
+    told = rows(flown, "SELECT state, soc, sunlit, t_mono FROM power ORDER BY t_mono")
+    lives = [(state, [soc for _, soc, _, _ in group]) for state, group in groupby(told, key=lambda row: row[0])]
     lives = lives[lives[0][0] == "off" :]  # whether a sample falls between flight and power on is chance
     assert [state for state, _ in lives] == ["on", "shed", "on", "off"]
     (shed,), (restored,) = events(flown, "load_shed"), events(flown, "load_restored")
@@ -335,7 +335,9 @@ def test_the_load_is_shed_once_and_restored_once(flown: Flown) -> None:
     assert restored["t_mono"] - shed["t_mono"] >= plan["dwell_s"]
     charge = lives[1][1]
     assert charge[-1] > charge[0] + 0.1, "it charges while the load is shed"
-    dark = [soc for state, soc, sunlit in told if state == "on" and sunlit == 0]
+    # Only the flown eclipse: a slow host's upload reaches into contacts that lie in the dark too.
+    (began,) = [event["t_mono"] for event in events(flown, "step_started") if event["step"] == "eclipse"]
+    dark = [soc for state, soc, sunlit, t in told if state == "on" and sunlit == 0 and began + 1 < t < shed["t_mono"]]
     assert dark[0] - dark[-1] > 0.5, "the battery carries the load through the eclipse"
     assert dark == sorted(dark, reverse=True)
     cut = "SELECT max(current_a) FROM power WHERE state = 'shed' AND t_mono > ?"
