@@ -365,7 +365,7 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
     _skip(flying, last.penumbra_entry_s - 60.0, "last eclipse")
     with _continuous_inference(flying, step) as load:
         flying.flight.clock(step.clock_rate, cause="eclipse")
-        flying.wait("the load is shed", lambda: _is_shed(flying), timeout_s=600, every_s=0.2)
+        flying.wait("the load is shed", lambda: _is_shed(flying, last.penumbra_exit_s), timeout_s=600, every_s=0.2)
     flying.board.accept_power_cut()  # it was the aim
     flying.event("inference_load", **load)
     flying.say(f"  load shed, state of charge {flying.flight.state()['soc']:.0%}")
@@ -377,11 +377,21 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
     _await_boot(flying, start, _switched_on(flying, "load_restored"), cause="load restored")
 
 
-def _is_shed(flying: Flying) -> bool:
-    state = _power(flying)["state"]
-    if state not in ("on", "shed"):
+def _is_shed(flying: Flying, end_s: float) -> bool:
+    """Whether the load is shed. Raises BoardError when the eclipse ended at `end_s` without it."""
+    state = flying.flight.state()
+    power = state["power"]
+    if power["state"] not in ("on", "shed"):
         flying.board.check()  # says who cut the power
-    return bool(state == "shed")
+    if power["state"] == "on" and state["t_mission"] > end_s:
+        raise BoardError(
+            f"board {flying.board_name}: the eclipse is over and its load was not shed: it drew "
+            f"{power['power_w']:.1f} W at the end, its type says {flying.type.power.inference_w:g} W in inference",
+            hint="a virtual board draws by the CPU time its emulator gets: is the host busy with something else?"
+            if flying.type.modelled_power is not None
+            else "measure the board in inference and plan the mission's battery for that",
+        )
+    return bool(power["state"] == "shed")
 
 
 @contextmanager
