@@ -36,6 +36,7 @@ ROUND_S = 5.0  # one try at an instrument; rounds follow each other
 # What was reached on this host itself (the virtual bench, a serial bridge) is not behind a network.
 EAGER_S = 60.0
 PAUSE_S = 5.0
+LATE_S = 0.1  # woken later than this, we were kept from running
 GIVE_UP_S = 24 * 3600.0
 GIVE_UP_LOCAL_S = 300.0
 _QUIT = "the daemon asked to end with outputs on"
@@ -270,7 +271,9 @@ class _Watchman:
         poll.register(self._socket.fileno(), select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)
         while True:
-            ready = {handle for handle, _ in poll.poll(self._patience_ms())}
+            patience_ms, asked = self._patience_ms(), time.monotonic()
+            ready = {handle for handle, _ in poll.poll(patience_ms)}
+            self._forgive(time.monotonic() - asked - patience_ms / 1000)
             # Always read before judging silence: after a stop of this process the beats lie waiting.
             ended = self._read()
             if ended == _QUIT and not self._armed:
@@ -290,6 +293,15 @@ class _Watchman:
             return 250
         first = min(self._beats[output.source] for output in self._armed)
         return max(1, min(250, int((first + self._silence_s - time.monotonic()) * 1000) + 1))
+
+    def _forgive(self, late_s: float) -> None:
+        """Time in which this process itself could not run is no silence: the daemon could not run either.
+
+        A host that stands still (a paused virtual machine, a stalled disk) wakes us first, ahead of the daemon's beat.
+        """
+        if late_s > LATE_S:
+            for source in self._beats:
+                self._beats[source] += late_s
 
     def _read(self) -> str:
         """Take every waiting message; why the daemon is gone, its wish to end, or an empty text."""

@@ -299,6 +299,24 @@ def test_a_short_stop_of_the_dead_man_does_not_trip_it(bench: Bench) -> None:
     assert not (bench.state / "deadman.log").exists()
 
 
+def test_a_host_that_stood_still_does_not_trip_it_and_a_daemon_that_stands_still_afterwards_does(
+    bench: Bench, host: Host
+) -> None:
+    """Both are stopped, as by a paused virtual machine; the dead-man, which has priority, runs again first."""
+    for pid in (bench.daemon.pid, bench.deadman_pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.kill(bench.deadman_pid, signal.SIGCONT)
+    time.sleep(0.3)
+    os.kill(bench.daemon.pid, signal.SIGCONT)
+    time.sleep(1.0)
+    assert bench.ask(":OUTP? CH1") == "ON"
+    assert not (bench.state / "deadman.log").exists()
+    start = time.monotonic()
+    os.kill(bench.daemon.pid, signal.SIGSTOP)
+    host.excuses("off", bench.seconds_until_off(start)[1], 2.0)
+
+
 def test_silence_with_nothing_armed_is_no_reason(tmp_path: Path) -> None:
     async def body() -> int:
         deadman = Deadman(tmp_path / "intent.jsonl", silence_s=0.1)
