@@ -55,7 +55,10 @@ def _upload(mission: Mission, timeline: Timeline) -> Finding:
     if not mission.file.model.file.is_file():
         return Finding("upload fits the contacts", False, "the model file is absent, its size is unknown")
     left = mission.file.model.file.stat().st_size - step.preload_bytes
-    needed_s = left * 8 / mission.file.link.uplink.rate_bps
+    rate_bps = mission.file.link.uplink.rate_bps
+    if rate_bps is None:
+        return Finding("upload fits the contacts", False, "the uplink has no fixed rate")
+    needed_s = left * 8 / rate_bps
     lost_s = mission.file.link.acquisition_s
     usable = [
         max(contact.duration_s * step.contact_share - lost_s * len(contact.spans), 0.0)

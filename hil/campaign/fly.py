@@ -133,7 +133,8 @@ def create_run(runs: Path, bench: Bench, mission: Mission) -> Path:
         (run / "console").mkdir(parents=True)
         shutil.copyfile(mission.path, run / "mission.yaml")
         shutil.copyfile(bench.path, run / "bench.yaml")
-        shutil.copyfile(mission.tle_path, run / "orbit.tle")
+        if mission.orbit_path is not None:
+            shutil.copyfile(mission.orbit_path, run / f"orbit{mission.orbit_path.suffix}")
     except OSError as error:
         raise UsageError(f"cannot create run directory {run}: {error}", hint="--runs DIR names another place") from None
     return run

@@ -44,14 +44,17 @@ def write_provenance(run: Path, bench: Bench, mission: Mission, board: str) -> N
 
 
 def _orbit(mission: Mission) -> dict[str, Any]:
-    from hil.mission.orbit import Orbit
+    from hil.inventory.environment import mission_orbit
 
-    text = mission.tle_path.read_text(encoding="utf-8")
-    age = Orbit.from_tle(text, source=str(mission.tle_path)).age_days(mission.start)
+    orbit = mission_orbit(mission)
+    facts: dict[str, Any] = {"name": orbit.name, "epoch": orbit.epoch.isoformat()}
+    if mission.orbit_path is None:
+        return {**facts, "file": None, "age": "a design orbit does not age"}
     return {
-        "file": mission.tle_path.name,
-        "tle_sha256": _sha256(mission.tle_path),
-        "tle_age_at_start_days": round(age, 3),
+        **facts,
+        "file": mission.orbit_path.name,
+        "elements_sha256": _sha256(mission.orbit_path),
+        "elements_age_at_start_days": round(orbit.age_days(mission.start), 3),
     }
 
 

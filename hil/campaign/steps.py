@@ -17,7 +17,7 @@ from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
 from hil.errors import BenchError, BoardError, HilError
 from hil.inference import client as llm
 from hil.inference import mailbox, onboard
-from hil.inventory.mission import (
+from hil.inventory.mission_steps import (
     BootStep,
     CheckStep,
     EclipseStep,

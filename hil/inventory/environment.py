@@ -14,10 +14,21 @@ from hil.mission.radio import LinkEnvironment
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment
 
 
+def mission_orbit(mission: Mission) -> Orbit:
+    """The orbit that the mission file names. Raises UsageError with file and line for elements that cannot be."""
+    source, start = mission.file.orbit, mission.start
+    if source.sso is not None:
+        design = source.sso
+        return Orbit.sso(design.altitude_km, design.epoch or start, ltan_h=design.ltan_h, ltdn_h=design.ltdn_h)
+    if source.tle is None or mission.orbit_path is None:
+        raise UsageError(f"{mission.path}: only `tle` and `sso` orbits can be flown yet")
+    return Orbit.from_tle(mission.orbit_path.read_text(encoding="utf-8"), source=str(mission.orbit_path))
+
+
 def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
     """The environment of `mission` with `board` as its computer. Raises UsageError naming the file that is wrong."""
     file = mission.file
-    orbit = Orbit.from_tle(mission.tle_path.read_text(encoding="utf-8"), source=str(mission.tle_path))
+    orbit = mission_orbit(mission)
     power = file.power
     battery = power.battery
     shed = power.shed
@@ -40,15 +51,15 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
             start=mission.start,
             duration_s=file.duration_h * 3600.0,
             link=LinkEnvironment(
-                uplink_bps=file.link.uplink.rate_bps,
-                downlink_bps=file.link.downlink.rate_bps,
+                uplink_bps=file.link.uplink.rate_bps or 0.0,
+                downlink_bps=file.link.downlink.rate_bps or 0.0,
                 uplink_loss=file.link.uplink.loss,
                 downlink_loss=file.link.downlink.loss,
                 acquisition_s=file.link.acquisition_s,
             ),
             power=PowerEnvironment(
                 array=ArrayConfig(
-                    bol_w=power.array.bol_w, degradation=power.array.degradation, pointing=power.array.pointing
+                    bol_w=power.array.bol_w or 0.0, degradation=power.array.degradation, pointing=power.array.pointing
                 ),
                 eps=EpsConfig(
                     capacity_ah=battery.capacity_wh / (mean_cell_v * battery.cells_series),

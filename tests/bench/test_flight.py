@@ -438,7 +438,7 @@ def test_provenance_names_what_was_flown(flown: Flown) -> None:
 
     assert told["mission"]["sha256"] == sha256("mission.yaml") == hashlib.sha256(SHORT.read_bytes()).hexdigest()
     assert told["bench"]["sha256"] == sha256("bench.yaml")
-    assert told["orbit"]["tle_sha256"] == sha256("orbit.tle")
+    assert told["orbit"]["elements_sha256"] == sha256("orbit.tle")
     assert told["model"]["sha256"] == mission(flown)["model"]["sha256"]
     assert told["bench"]["virtual"] is True
     assert told["board"]["hardware"] == "virtual"
