@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from hil.errors import UsageError
 from hil.inventory.board_type import BoardType
-from hil.inventory.mission import Mission
+from hil.inventory.mission import Mission, MissionFile
 from hil.mission.eps import NMC_OCV, ArrayConfig, EpsConfig, ShedConfig
+from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import Station
 from hil.mission.orbit import Orbit
 from hil.mission.radio import LinkEnvironment
@@ -83,3 +84,17 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
         )
     except UsageError as error:
         raise UsageError(f"{mission.path}: {error.message}", hint=error.hint) from None
+
+
+def _faults(file: MissionFile) -> FaultPlan | None:
+    """The radiation faults of the mission, cross-sections turned into rates; None when it names none."""
+    plan = file.faults
+    if plan is None:
+        return None
+    rates = tuple(
+        FaultRate(kind, rate.per_year)
+        if rate.per_year is not None
+        else FaultRate.from_cross_section(kind, rate.cross_section_cm2 or 0.0, plan.fluence_per_cm2_year)
+        for kind, rate in plan.rates.items()
+    )
+    return FaultPlan(rates, acceleration=plan.acceleration, saa_share=plan.saa_share)
