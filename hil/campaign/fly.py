@@ -58,7 +58,7 @@ def fly(
             with attach(bench) as daemon, daemon.lease([name]) as lease:
                 add_provenance(run, fixtures=_examine(daemon, name, wires, journal))
                 board = daemon.board(name, lease)
-                flight = daemon.flight(name, mission.path, run, lease)
+                flight = daemon.flight(name, mission.reference, run, lease)
                 on_flight(flight, run)
                 flying = Flying(
                     mission=mission,
@@ -109,8 +109,10 @@ def _fly_step(flying: Flying, act: Callable[[Flying, Any], None], step: Any) -> 
 
 
 def check_model(mission: Mission) -> None:
-    """Refuse to fly a model file that is absent or not the one the mission names."""
+    """Refuse to fly a model file that is absent or not the one the mission names. Without an upload none is needed."""
     model = mission.file.model
+    if not any(step.kind == "upload" for step in mission.file.steps):
+        return
     if not model.file.is_file():
         raise UsageError(
             f"{mission.path}: model file {model.file} does not exist",
@@ -118,6 +120,11 @@ def check_model(mission: Mission) -> None:
         )
     with model.file.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
+    if model.sha256 is None:
+        raise UsageError(
+            f"{mission.path}: the mission does not say which file it flies: model.sha256 is not written down",
+            hint=f"{model.file} has SHA-256 {found}: if it is the right one, write that",
+        )
     if found != model.sha256:
         raise UsageError(
             f"{mission.path}: model file {model.file} has SHA-256 {found}, the mission names {model.sha256}",
@@ -132,12 +139,20 @@ def create_run(runs: Path, bench: Bench, mission: Mission) -> Path:
     try:
         (run / "console").mkdir(parents=True)
         shutil.copyfile(mission.path, run / "mission.yaml")
+        if mission.file.case is not None:
+            _write_case(run / "mission.yaml", mission.file.case)
         shutil.copyfile(bench.path, run / "bench.yaml")
         if mission.orbit_path is not None:
             shutil.copyfile(mission.orbit_path, run / f"orbit{mission.orbit_path.suffix}")
     except OSError as error:
         raise UsageError(f"cannot create run directory {run}: {error}", hint="--runs DIR names another place") from None
     return run
+
+
+def _write_case(copy: Path, case: str) -> None:
+    """Say in the run's copy of the mission which of its cases was flown."""
+    kept = [line for line in copy.read_text(encoding="utf-8").splitlines() if not line.startswith("case:")]
+    copy.write_text("\n".join([*kept, "", "# which of the cases was flown", f"case: {case}", ""]), encoding="utf-8")
 
 
 def _examine(daemon: client.Bench, name: str, wires: BenchBoard, journal: Journal) -> list[dict[str, Any]]:

@@ -34,7 +34,12 @@ def write_provenance(run: Path, bench: Bench, mission: Mission, board: str) -> N
             "cpus": os.cpu_count(),
             "load_average": os.getloadavg(),
         },
-        "mission": {"name": mission.name, "sha256": _sha256(mission.path), "seed": mission.file.seed},
+        "mission": {
+            "name": mission.name,
+            "case": mission.file.case,
+            "sha256": _sha256(mission.path),
+            "seed": mission.file.seed,
+        },
         "orbit": _orbit(mission),
         "bench": {"name": bench.name, "sha256": _sha256(bench.path), "virtual": virtual},
         "board": _board(bench, board),

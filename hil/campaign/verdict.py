@@ -21,12 +21,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hil import paths
 from hil.campaign.measures import MEASURES, Measured, NoEvidence
 from hil.campaign.record import Record
 from hil.errors import ExitCode, UsageError
-from hil.inventory import yaml_file
-from hil.inventory.mission import CriterionSpec, MissionFile
+from hil.inventory.mission import CriterionSpec, MissionFile, read_mission_file
 from hil.model import Criterion, Verdict, VerdictFile
 
 WORST_FIRST: tuple[Verdict, ...] = ("fail", "infra", "invalid", "missing", "pass")
@@ -42,9 +40,7 @@ _EXIT: dict[Verdict, ExitCode] = {
 
 def mission_of(run: Path) -> MissionFile:
     """The mission as it was copied into the run directory."""
-    return yaml_file.load(
-        run / "mission.yaml", MissionFile, {"cache": str(paths.cache_dir()), "mission_dir": str(run.resolve())}
-    )
+    return read_mission_file(run / "mission.yaml")
 
 
 def check_criteria(criteria: Iterable[CriterionSpec], where: str = "mission") -> None:

@@ -5,9 +5,10 @@ One module a section: mission_orbit, mission_constellation, mission_link, missio
 
 from __future__ import annotations
 
+import difflib
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,10 +28,15 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class ModelFile(Strict):
-    """The language model that is flown: a GGUF file on the ground and its SHA-256."""
+    """The language model that is flown: a GGUF file on the ground and its SHA-256.
+
+    A mission may be planned for a file that a lab has yet to fetch: then `sha256` is null, and `size_bytes` says what
+    `mission check` plans with. Such a mission is not flown until the hash is written down.
+    """
 
     file: Path
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int | None = Field(default=None, gt=0, description="for planning while the file is absent")
     title: str
     system_prompt: str | None = Field(
         default=None, description="sent with every question, also when empty; null: the chat template's own"
@@ -47,6 +53,9 @@ class CriterionSpec(Strict):
     equals: float | str | bool | None = None
     unit: str = ""
     clock_rate: float | None = Field(default=None, description="valid only if measured at this clock rate")
+    requires: tuple[Name, ...] = Field(
+        default=(), description="features without which the bench cannot show this: it is then missing"
+    )
 
     @model_validator(mode="after")
     def _bounded(self) -> CriterionSpec:
@@ -76,6 +85,12 @@ class MissionFile(Strict):
     criteria: tuple[CriterionSpec, ...] = Field(min_length=1)
     sources: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = Field(default=(), description="facts that nobody published")
+    requires: tuple[Name, ...] = Field(default=(), description="features of board and bench that the mission needs")
+    cases: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict, description="variants: keys laid over this file's; mappings merge, null takes a key away"
+    )
+    case: Name | None = Field(default=None, description="which of the cases is flown; null: the file as it is written")
     clock: Literal["scaled", "real"] = "scaled"
 
     @model_validator(mode="after")
@@ -84,11 +99,15 @@ class MissionFile(Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"criteria named twice: {', '.join(twice)}")
+        for case, over in self.cases.items():
+            fixed = sorted({"schema", "name", "cases", "case"} & set(over))
+            if fixed:
+                raise ValueError(f"case {case} must not change {', '.join(fixed)}")
         return self
 
 
 class Mission:
-    """A checked mission: its file, where it lies and the orbit text it refers to."""
+    """A checked mission: its file with the chosen case laid over it, where it lies and the orbit file it refers to."""
 
     def __init__(self, path: Path, file: MissionFile, orbit_path: Path | None) -> None:
         self.path = path
@@ -104,12 +123,21 @@ class Mission:
     def start(self) -> datetime:
         return self.file.start
 
+    @property
+    def reference(self) -> Path:
+        """What `load_mission` makes the same mission from: the path, with `#CASE` where a case is chosen."""
+        return self.path if self.file.case is None else self.path.with_name(f"{self.path.name}#{self.file.case}")
 
-def load_mission(path: Path) -> Mission:
-    """Read a mission file; raises UsageError with file, line and the next step."""
-    file = yaml_file.load(
-        path, MissionFile, {"cache": str(paths.cache_dir()), "mission_dir": str(path.resolve().parent)}
-    )
+
+def load_mission(path: Path, case: str | None = None) -> Mission:
+    """Read a mission file, or one of its cases: `case`, or a path that ends in `#CASE`.
+
+    Raises UsageError with file, line and the next step.
+    """
+    if "#" in path.name and not path.exists():
+        name, _, case = path.name.rpartition("#")
+        path = path.with_name(name)
+    file = read_mission_file(path, case)
     kind = next(iter(file.orbit.model_fields_set))
     orbit_path = None
     if kind in {"tle", "omm"}:
@@ -118,3 +146,21 @@ def load_mission(path: Path) -> Mission:
             _, lines = yaml_file.read(path)
             raise UsageError(f"{path}:{lines[('orbit', kind)]}: no {kind.upper()} file {orbit_path}")
     return Mission(path=path.resolve(), file=file, orbit_path=orbit_path)
+
+
+def read_mission_file(path: Path, case: str | None = None) -> MissionFile:
+    """The mission file at `path` alone, with `case` (default: what its key `case` says) laid over it."""
+    data, lines = yaml_file.read(path)
+    variables = {"cache": str(paths.cache_dir()), "mission_dir": str(path.resolve().parent)}
+    file = yaml_file.build(path, data, lines, MissionFile, variables)
+    case = case or file.case
+    if case is None:
+        return file
+    if case not in file.cases:
+        known = ", ".join(file.cases) or "none"
+        near = difflib.get_close_matches(case, file.cases, n=1, cutoff=0.4)
+        raise UsageError(
+            f"{path}: no case {case!r}", hint=f"did you mean {near[0]!r}?" if near else f"its cases: {known}"
+        )
+    data, lines = yaml_file.overlay(data, lines, ("cases", case))
+    return yaml_file.build(path, {**data, "case": case}, lines, MissionFile, variables)

@@ -30,6 +30,17 @@ def load(path: Path, model: type[M], variables: Mapping[str, str] | None = None)
     Raises UsageError naming file:line, the key and what to write instead.
     """
     data, lines = read(path)
+    return build(path, data, lines, model, variables)
+
+
+def build(
+    path: Path,
+    data: dict[str, Any],
+    lines: dict[Location, int],
+    model: type[M],
+    variables: Mapping[str, str] | None = None,
+) -> M:
+    """What `read` gave, as `model`. Raises UsageError as `load` does."""
     if variables is not None:
         data = _substitute(data, variables, path, lines, ())
     try:
@@ -57,6 +68,27 @@ def read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
     lines: dict[Location, int] = {(): 1}
     value = _construct(node, (), path, lines)
     return typing.cast("dict[str, Any]", value), lines
+
+
+def overlay(
+    data: dict[str, Any], lines: dict[Location, int], at: Location
+) -> tuple[dict[str, Any], dict[Location, int]]:
+    """`data` with the mapping at `at` laid over it: mappings merge, null takes a key away, all else replaces.
+
+    The lines of what was replaced are those of the overlay, so that a complaint points at it.
+    """
+    over: Any = data
+    for part in at:
+        over = over[part]
+    moved = {where[len(at) :]: line for where, line in lines.items() if where[: len(at)] == at and len(where) > len(at)}
+    return _merged(data, over), {**lines, **moved}
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    merged = {**below, **{key: _merged(below.get(key), item) for key, item in above.items()}}
+    return {key: item for key, item in merged.items() if not (item is None and key in above)}
 
 
 def _construct(node: yaml.Node, where: Location, path: Path, lines: dict[Location, int]) -> Any:
