@@ -140,6 +140,11 @@ class Orbit:
         """Height of the perigee above the equatorial radius, km, from the mean elements."""
         return _axis_km(self.mean_motion_rev_day) * (1.0 - self.eccentricity) - _EARTH_KM
 
+    @property
+    def satrec(self) -> Any:
+        """The SGP4 record, for whoever propagates many orbits in one call."""
+        return self._satrec
+
     def age_days(self, at: datetime) -> float:
         """Days from the epoch to `at`; negative before the epoch."""
         return (frames.utc(at) - self.epoch).total_seconds() / frames.DAY_S
