@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
 from hil.campaign.finish import Finished, finish
-from hil.campaign.flying import Flying, Say
+from hil.campaign.flying import Flying, Say, TimeIsUp
+from hil.campaign.pace import Pace
+from hil.campaign.plot import clock_text
 from hil.campaign.provenance import add_provenance, write_provenance
 from hil.campaign.steps import STEPS
 from hil.campaign.verdict import check_criteria
@@ -36,21 +38,24 @@ def fly(
     *,
     board_name: str | None = None,
     runs: Path = Path("runs"),
+    pace: Pace | None = None,
     say: Say = lambda line: None,
     on_flight: Callable[[Flight, Path], None] = lambda flight, run: None,
 ) -> Finished:
-    """Fly `mission` on a board of `bench`; returns the verdict and where the record lies.
+    """Fly `mission` on a board of `bench`; returns the verdict and where the record lies. `pace`: wishes for its clock.
 
     Whatever happens, the board ends in its safe state and the record is evaluated; a fault of the bench makes the
     verdict `infra`, never `pass`. `on_flight` is called once the clock runs, for a progress display.
     Raises UsageError before anything is touched when mission and bench do not fit.
     """
+    pace = Pace.of(mission) if pace is None else pace
     name, wires, board_type = bench.board(board_name)
     check_criteria(mission.file.criteria, str(mission.path))
     environment(mission, board_type)
     check_model(mission)
     run = create_run(runs, bench, mission)
     write_provenance(run, bench, mission, name)
+    add_provenance(run, clock=pace.facts(mission))
     say(f"run {run}")
     interrupted = threading.Event()
     with Journal(run / "events.jsonl", "campaign") as journal:
@@ -58,7 +63,7 @@ def fly(
             with attach(bench) as daemon, daemon.lease([name]) as lease:
                 add_provenance(run, fixtures=_examine(daemon, name, wires, journal))
                 board = daemon.board(name, lease)
-                flight = daemon.flight(name, mission.reference, run, lease)
+                flight = daemon.flight(name, mission.reference, run, lease, pace.start_s)
                 on_flight(flight, run)
                 flying = Flying(
                     mission=mission,
@@ -71,13 +76,10 @@ def fly(
                     journal=journal,
                     say=say,
                     interrupted=interrupted,
+                    pace=pace,
                 )
                 try:
-                    for index, step in enumerate(mission.file.steps):
-                        say(f"step {index + 1}/{len(mission.file.steps)}: {step.kind}")
-                        flying.event("step_started", step=step.kind, index=index)
-                        _fly_step(flying, STEPS[step.kind], getattr(step, step.kind))
-                        flying.event("step_finished", step=step.kind, index=index, ok=True)
+                    _fly_steps(flying)
                 except BaseException:
                     interrupted.set()
                     with contextlib.suppress(BenchError):  # it is in the journal; what ended the steps is told
@@ -96,6 +98,21 @@ def fly(
             finish(run)
             raise
     return finish(run)
+
+
+def _fly_steps(flying: Flying) -> None:
+    """The mission's steps in order, as far as the flight's end; the one in which that falls is not finished."""
+    steps = flying.mission.file.steps
+    try:
+        for index, step in enumerate(steps):
+            flying.check_time()
+            flying.say(f"step {index + 1}/{len(steps)}: {step.kind}")
+            flying.event("step_started", step=step.kind, index=index)
+            _fly_step(flying, STEPS[step.kind], getattr(step, step.kind))
+            flying.event("step_finished", step=step.kind, index=index, ok=True)
+    except TimeIsUp:
+        flying.event("time_is_up", until_s=flying.pace.until_s, step=step.kind, index=index)
+        flying.say(f"  the flight ends here, as asked: {clock_text(flying.end_s)} of the mission")
 
 
 def _fly_step(flying: Flying, act: Callable[[Flying, Any], None], step: Any) -> None:

@@ -1,4 +1,4 @@
-"""What every step of a flight works with: the board, the flight, the journal, and how to wait and to tell."""
+"""What every step of a flight works with: the board, the flight, the journal, and how to pass time and to tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
+from hil.campaign.pace import Pace
 from hil.drivers import broker
 from hil.errors import BoardError, UsageError
 from hil.inventory import Mission
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
 
 MODEL_PORT = 8080
 MAILBOX_PORT = 8081
+# Wall seconds that a flown gap's last approach takes at every rate it passes through, so that nothing is overshot.
+APPROACH_S = 2.0
+# Volts by which the bus must have recovered before a gap is flown fast again that the daemon slowed near shedding.
+RECOVERED_V = 0.1
+# Wall seconds between looks at the mission's clock while a step waits.
+LOOK_S = 0.25
 
 Say = Callable[[str], None]
+
+
+class TimeIsUp(Exception):
+    """The mission time at which this flight was to end is reached. Not an error: what was asked for."""
 
 
 @dataclass
@@ -39,6 +50,7 @@ class Flying:
     journal: Journal
     say: Say
     interrupted: threading.Event
+    pace: Pace = field(default_factory=Pace)
     answers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -59,11 +71,75 @@ class Flying:
     def wait(self, what: str, condition: Callable[[], Any], *, timeout_s: float, every_s: float = 0.1) -> Any:
         """The first true value of `condition`. Raises BoardError naming `what` after `timeout_s` wall seconds."""
         deadline = time.monotonic() + timeout_s
+        looked = time.monotonic()
         while True:
             value = condition()
             if value:
                 return value
             if time.monotonic() > deadline:
                 raise BoardError(f"board {self.board_name}: waited {timeout_s:g} s in vain until {what}")
-            if self.interrupted.wait(every_s):
-                raise KeyboardInterrupt
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                self.check_time()
+            self.pause(every_s)
+
+    def pause(self, wall_s: float) -> None:
+        """Let wall time pass. Raises KeyboardInterrupt when the flight is interrupted."""
+        if self.interrupted.wait(wall_s):
+            raise KeyboardInterrupt
+
+    @property
+    def end_s(self) -> float:
+        """The mission time at which this flight ends at the latest."""
+        return self.timeline.duration_s if self.pace.until_s is None else self.pace.until_s
+
+    def clock(self, rate: float, cause: str) -> float:
+        """Run mission time at `rate`, or at what the operator asked for instead; returns the rate that it is.
+
+        Raises TimeIsUp at the end of the flight.
+        """
+        answer = self.flight.clock(self.pace.rate_of(rate), cause=cause)
+        self._check_time(answer["t_mission"])
+        return float(answer["rate"])
+
+    def go_to(self, t_s: float, cause: str) -> None:
+        """Let the mission's time come to `t_s`: a jump, with the board taken to idle, or flown if so asked for.
+
+        Raises TimeIsUp when the flight ends before.
+        """
+        target_s = t_s if self.pace.until_s is None else min(t_s, self.pace.until_s)
+        if self.pace.flies_gaps:
+            self._fly_to(target_s, cause)
+        else:
+            self.flight.skip_to(target_s, assumed_board_w=self.type.power.idle_w, cause=cause)
+        self._check_time(target_s)
+
+    def _fly_to(self, t_s: float, cause: str) -> None:
+        """Fly to `t_s` with the board as it is; slower and slower towards it, so that it is not overshot."""
+        rate = self.pace.rate or 1.0
+        state = self.flight.state()
+        if t_s - state["t_mission"] > rate * APPROACH_S:
+            self.say(f"  {(t_s - state['t_mission']) / 60:.0f} min of mission time at x{rate:g}: {cause}")
+        slowed_v: float | None = None
+        while (left_s := t_s - state["t_mission"]) > 0:
+            wanted = min(rate, max(left_s / APPROACH_S, 1.0))
+            if slowed_v is not None and state["power"]["bus_voltage_v"] < slowed_v + RECOVERED_V:
+                wanted = 1.0  # the daemon forbade more: load shedding is flown in real time
+            if wanted != state["rate"]:
+                self.flight.clock(wanted, cause=cause)
+            self.pause(min(0.75 * left_s / wanted if wanted > 1 else left_s, 1.0))
+            self.board.check()  # a board that lost its power in the gap is not flown on
+            state = self.flight.state()
+            if state["rate"] < wanted:
+                slowed_v = state["power"]["bus_voltage_v"]
+        if state["rate"] > 1:
+            self.flight.clock(1.0, cause=cause)
+
+    def check_time(self) -> None:
+        """Raises TimeIsUp when the mission has come to the flight's end."""
+        if self.pace.until_s is not None:
+            self._check_time(self.flight.state()["t_mission"])
+
+    def _check_time(self, t_mission: float) -> None:
+        if self.pace.until_s is not None and t_mission >= self.pace.until_s:
+            raise TimeIsUp

@@ -436,6 +436,7 @@ def _honest(record: Record, mission: MissionFile, axis: Axis) -> str:
         "<h3>Scaled</h3><p>With the mission clock scale: battery charge, link rate, spacing of events. Never scaled: "
         "delay, loss, the board's compute, handshakes, protections. Energy per token is wall energy.</p>"
         + _rates_table(axis)
+        + _asked(record)
     )
     return (
         scaled
@@ -443,6 +444,28 @@ def _honest(record: Record, mission: MissionFile, axis: Axis) -> str:
         + _list("Assumed by the mission", mission.assumptions)
         + (_list("The mission's sources", mission.sources))
     )
+
+
+def _asked(record: Record) -> str:
+    """What the operator asked of the mission clock instead of what the mission says."""
+    asked = record.provenance.get("clock") or {}
+    rate, gaps = asked.get("rate"), "skipped" if asked.get("contacts_only") else "flown at that rate"
+    told = []
+    if rate is not None:
+        told.append(f"Asked for: steps that scale time at ×{rate:g} instead of their own rates, gaps {gaps}.")
+    elif asked.get("contacts_only"):
+        told.append("Asked for: gaps between contacts skipped, also where a step would fly them.")
+    if asked.get("from_s"):
+        told.append(
+            f"Asked for: a flight from {asked['from']} on ({plot.clock_text(asked['from_s'])} of the mission). "
+            "The battery began it with the mission's initial charge."
+        )
+    if asked.get("until_s") is not None:
+        end = "it ended there" if record.of("time_is_up") else "the mission's steps were over before"
+        told.append(
+            f"Asked for: an end at {asked['until']} ({plot.clock_text(asked['until_s'])} of the mission); {end}."
+        )
+    return f'<ul class="plain">{"".join(f"<li>{_text(line)}</li>" for line in told)}</ul>' if told else ""
 
 
 def _rates_table(axis: Axis) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from hil.bench.journal import read_events
 from hil.campaign.flying import MAILBOX_PORT, MODEL_PORT, Flying
 from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
-from hil.errors import BenchError, BoardError, HilError
+from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inference import client as llm
 from hil.inference import mailbox, onboard
 from hil.inventory.mission_steps import (
@@ -36,6 +36,10 @@ LEAD_S = 1.0
 SHORTEST_CONTACT_S = 120.0
 # Wall seconds over which the idle power is measured, twenty samples of the power loop.
 IDLE_S = 2.0
+# Mission seconds before an eclipse at which its step begins, so that inference runs when the light goes.
+ECLIPSE_LEAD_S = 60.0
+# Wall seconds that shedding and restoring may take beyond the mission time at the step's rate: both end in real time.
+EDGE_PATIENCE_S = 600.0
 # Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
 AFTER_LOS_S = 0.3
 ShellError = (ShellLost, ShellTimeout)
@@ -84,6 +88,8 @@ def _put(shell: Shell, source: Path, target: str) -> None:
 def upload(flying: Flying, step: UploadStep) -> None:
     """The model file, contact by contact over the payload link; activated on board after its hash agrees."""
     model = flying.mission.file.model
+    if model.sha256 is None:
+        raise UsageError(f"{flying.mission.path}: model.sha256 is not written down", hint="`sha256sum` of the file")
     send = Upload(
         model.file,
         _model_path(flying),
@@ -104,14 +110,14 @@ def upload(flying: Flying, step: UploadStep) -> None:
         windows += 1
         # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
         begin_s = contact.los_s - step.contact_share * contact.duration_s
-        _skip(flying, begin_s - LEAD_S, "next contact")
-        flying.flight.clock(step.clock_rate, cause="upload")
+        flying.go_to(begin_s - LEAD_S, "next contact")
+        rate = flying.clock(step.clock_rate, cause="upload")
         _await_link(flying)
         started_s = time.monotonic()
         attempts = len(send.attempts)
         cut = _upload_window(flying, send, contact)
         ended_s = time.monotonic()
-        flying.flight.clock(1.0, cause="upload window over")
+        flying.flight.clock(1.0, cause="upload window over")  # not flying.clock: the window is told before the end
         attempt = send.attempts[-1] if len(send.attempts) > attempts else None
         if attempt is not None:
             offset = attempt.offset
@@ -128,7 +134,7 @@ def upload(flying: Flying, step: UploadStep) -> None:
             t_start_mono=started_s,
             t_end_mono=ended_s,
             contact_s=contact.los_s - begin_s,
-            clock_rate=step.clock_rate,
+            clock_rate=rate,
             rate_bps=flying.mission.file.link.uplink.rate_bps,
         )
         flying.say(
@@ -299,7 +305,7 @@ def loss_of_signal(flying: Flying, step: LossOfSignalStep) -> None:
     address = flying.payload.address
     base = f"http://{address}:{MAILBOX_PORT}"
     contact = _current_contact(flying)
-    _skip(flying, contact.los_s - step.before_los_s, "towards loss of signal")
+    flying.go_to(contact.los_s - step.before_los_s, "towards loss of signal")
     identity = uuid.uuid4().hex
     asked_at = flying.flight.state()["t_mission"]
     ground, seed = flying.connect_payload, flying.mission.file.seed
@@ -362,18 +368,22 @@ def _is_silent(flying: Flying, base: str) -> bool:
 def eclipse(flying: Flying, step: EclipseStep) -> None:
     """Into the last eclipse under continuous inference until the load is shed, then on until it is restored."""
     last = _last_eclipse(flying)
-    _skip(flying, last.penumbra_entry_s - 60.0, "last eclipse")
+    flying.go_to(last.penumbra_entry_s - ECLIPSE_LEAD_S, "last eclipse")
     with _continuous_inference(flying, step) as load:
-        flying.flight.clock(step.clock_rate, cause="eclipse")
-        flying.wait("the load is shed", lambda: _is_shed(flying, last.penumbra_exit_s), timeout_s=600, every_s=0.2)
+        rate = flying.clock(step.clock_rate, cause="eclipse")
+        patience_s = EDGE_PATIENCE_S + (last.duration_s + ECLIPSE_LEAD_S) / rate
+        flying.wait(
+            "the load is shed", lambda: _is_shed(flying, last.penumbra_exit_s), timeout_s=patience_s, every_s=0.2
+        )
     flying.board.accept_power_cut()  # it was the aim
     flying.event("inference_load", **load)
     flying.say(f"  load shed, state of charge {flying.flight.state()['soc']:.0%}")
     start = flying.board.console.mark()
-    flying.flight.clock(step.clock_rate, cause="recharge")
-    flying.wait("the load is restored", lambda: _power(flying)["state"] == "on", timeout_s=600, every_s=0.05)
+    rate = flying.clock(step.clock_rate, cause="recharge")
+    patience_s = EDGE_PATIENCE_S + flying.timeline.environment.orbit.period_s / rate
+    flying.wait("the load is restored", lambda: _power(flying)["state"] == "on", timeout_s=patience_s, every_s=0.05)
     flying.say("  load restored; the board boots by itself")
-    flying.flight.clock(1.0, cause="boot")
+    flying.clock(1.0, cause="boot")
     _await_boot(flying, start, _switched_on(flying, "load_restored"), cause="load restored")
 
 
@@ -438,11 +448,6 @@ def end(flying: Flying, step: EndStep) -> None:
     flying.board.power.off()
 
 
-def _skip(flying: Flying, t_s: float, cause: str) -> None:
-    """Jump to mission second `t_s`; the board is taken to idle meanwhile, and the record says so."""
-    flying.flight.skip_to(t_s, assumed_board_w=flying.type.power.idle_w, cause=cause)
-
-
 def _power(flying: Flying) -> dict[str, Any]:
     power: dict[str, Any] = flying.flight.state()["power"]
     return power
@@ -468,9 +473,11 @@ def _current_contact(flying: Flying) -> Contact:
 
 
 def _last_eclipse(flying: Flying) -> Eclipse:
-    """The last full eclipse that is still ahead and has a contact behind it."""
+    """The last full eclipse that is still ahead and has a contact behind it, both before the flight's end."""
     now_s = flying.flight.state()["t_mission"]
-    contacts = [item for item in flying.timeline.contacts if item.duration_s >= SHORTEST_CONTACT_S]
+    contacts = [
+        item for item in flying.timeline.contacts if item.duration_s >= SHORTEST_CONTACT_S and item.aos_s < flying.end_s
+    ]
     for eclipse in reversed(flying.timeline.eclipses):
         if (
             eclipse.umbra_entry_s is not None
@@ -487,9 +494,9 @@ def _last_eclipse(flying: Flying) -> Eclipse:
 def _enter_contact(flying: Flying) -> Contact:
     """Skip to the next contact, at clock rate 1, and wait until the link is up."""
     contact = _next_contact(flying)
-    flying.flight.clock(1.0, cause="query")
+    flying.clock(1.0, cause="query")
     # The modem's acquisition is dead time at rate 1: land shortly before its end, so that the edge itself is flown.
-    _skip(flying, contact.aos_s + flying.mission.file.link.acquisition_s - LEAD_S, "next contact")
+    flying.go_to(contact.aos_s + flying.mission.file.link.acquisition_s - LEAD_S, "next contact")
     _await_link(flying)
     flying.event("contact", station=contact.station, aos_s=contact.aos_s, los_s=contact.los_s)
     flying.say(f"  in contact with {contact.station}")

@@ -19,19 +19,24 @@ from hil.inventory import Bench, Mission
 
 if TYPE_CHECKING:
     from hil.campaign.finish import Finished
+    from hil.campaign.pace import Pace
     from hil.client import Flight
 
 PLAIN_EVERY_S = 5.0
 
 
-def fly_with_display(bench: Bench, mission: Mission, *, board_name: str | None = None, runs: Path) -> Finished:
+def fly_with_display(
+    bench: Bench, mission: Mission, *, board_name: str | None = None, runs: Path, pace: Pace | None = None
+) -> Finished:
     """Fly and show it; prints the verdict table and where the record lies."""
     from hil.campaign.fly import fly
 
     console = Console(highlight=False)
     display = _Display(console, mission.file.title)
     with display:
-        finished = fly(bench, mission, board_name=board_name, runs=runs, say=display.say, on_flight=display.watch)
+        finished = fly(
+            bench, mission, board_name=board_name, runs=runs, pace=pace, say=display.say, on_flight=display.watch
+        )
     print_verdict(console, finished)
     return finished
 

@@ -99,6 +99,19 @@ def test_page_tells_everything(flown: Path) -> None:
     assert ("div", {"class": "banner pass", "role": "status"}) in parsed.tags
 
 
+def test_what_the_operator_asked_of_the_clock_is_told(flown: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(flown, tmp_path / "run"))
+    assert "Asked for" not in Page(page(run)).text
+    path = run / "provenance.json"
+    asked = {"rate": 30.0, "contacts_only": True, "from_s": 7200.0, "from": "2026-01-01T04:00:00.000Z"}
+    asked |= {"until_s": 90_000.0, "until": "2026-01-02T03:00:00.000Z"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clock": asked}))
+    text = Page(page(run)).text
+    assert "steps that scale time at ×30 instead of their own rates, gaps skipped" in text
+    assert "a flight from 2026-01-01T04:00:00.000Z on (2:00:00 of the mission)" in text
+    assert "an end at 2026-01-02T03:00:00.000Z (25:00:00 of the mission); the mission's steps were over before" in text
+
+
 def test_what_a_model_says_stays_text(flown: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(flown, tmp_path / "run"))
     evil = '</script><script>alert(1)</script><img src=x onerror="alert(2)">$title'
