@@ -33,12 +33,14 @@ class Constellation:
     """The satellites of one fleet, plane by plane, equally many in each. Make it with `walker`, `ring` or `listed`.
 
     `closed`: the last plane has the first one as its neighbour (not so in a star, where these two fly against each
-    other). Raises UsageError for fewer than two satellites or planes of different size.
+    other). `even`: the satellites of a plane are evenly spread. Raises UsageError for fewer than two satellites or
+    planes of different size.
     """
 
     orbits: tuple[Orbit, ...]
     planes: int = 1
     closed: bool = True
+    even: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.orbits)
@@ -83,7 +85,7 @@ class Constellation:
             for plane in range(planes)
             for slot in range(per_plane)
         )
-        return cls(orbits, planes, closed=raan_spread_deg == 360.0)
+        return cls(orbits, planes, closed=raan_spread_deg == 360.0, even=True)
 
     @classmethod
     def ring(cls, orbit: Orbit, satellites: int) -> Constellation:
@@ -97,12 +99,17 @@ class Constellation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back to an equal constellation."""
-        return {"orbits": [orbit.as_dict() for orbit in self.orbits], "planes": self.planes, "closed": self.closed}
+        return {
+            "orbits": [orbit.as_dict() for orbit in self.orbits],
+            "planes": self.planes,
+            "closed": self.closed,
+            "even": self.even,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Constellation:
         """Inverse of `as_dict`."""
-        return cls(tuple(Orbit.from_dict(item) for item in values["orbits"]), int(values["planes"]), values["closed"])
+        return cls(**{**values, "orbits": tuple(Orbit.from_dict(item) for item in values["orbits"])})
 
 
 def lattice_formation(centre: Orbit, *, spacing_m: float = 100.0, radius_steps: int = 5) -> Constellation:
