@@ -1,15 +1,14 @@
-"""Orbits: strict TLE reading, sun-synchronous design orbits, and vectorised SGP4 propagation.
+"""Orbits from every source, and vectorised SGP4 propagation.
 
-`Orbit.from_tle(text)` and `Orbit.sso(...)` make one; `Ephemeris(orbit, start)` answers in seconds since `start`.
+`Orbit.from_tle`, `from_omm`, `kepler` and `sso` make one; `Ephemeris(orbit, start)` answers in seconds since `start`.
 SGP4 itself is never ours: the `sgp4` package does it, with the WGS-72 constants that element sets are fitted with.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,16 @@ from sgp4.api import SGP4_ERRORS, WGS72, Satrec
 
 from hil.errors import UsageError
 from hil.mission import frames
+from hil.mission.elements import BOUNDS, EARTH_KM, J2, MU_KM3_S2, axis_km, impossible, kozai_rev_day
 from hil.mission.frames import Floats, Look, Station
+from hil.mission.omm import read_omm
 from hil.mission.sun import sun_teme_km
+from hil.mission.tle import read_tle
 
-TLE_FRESH_DAYS = 7.0
-_TLE_DRIFT_KM_PER_DAY = (1.0, 3.0)  # sgp4's README; along-track, so it lands in AOS and LOS
-_LOWEST_PERIGEE_KM = 60.0  # real elements of objects in their last days go down to 80 km
-_MU_KM3_S2 = 398_600.4418
-_EARTH_KM = 6_378.137
-_J2 = 1.08262668e-3
+FRESH_DAYS = 7.0
+YEAR_DAYS = 365.25
+REFUSED_YEARS = 5.0  # by then drag, manoeuvres and the node's drift have made another orbit of it
+_DRIFT_KM_PER_DAY = (1.0, 3.0)  # sgp4's README; along-track, so it lands in AOS and LOS
 _NODE_RATE_RAD_S = 1.99106e-7  # one turn per tropical year
 _SGP4_EPOCH_JD = 2_433_281.5  # 1949 December 31: day zero of sgp4init
 _SGP4_MESSAGE = {int(code): str(text) for code, text in SGP4_ERRORS.items()}
@@ -42,9 +42,10 @@ class Caution:
 
 @dataclass(frozen=True, slots=True)
 class Orbit:
-    """One satellite's mean elements at an epoch, in the units of a TLE. Make it with `from_tle` or `sso`.
+    """One satellite's mean elements at an epoch, in the units of a TLE. Make it with one of the class methods.
 
-    `mean_motion_rev_day` is the Kozai mean motion SGP4 expects. Angles in degrees, TEME of epoch.
+    `mean_motion_rev_day` is the Kozai mean motion SGP4 expects. Angles in degrees, TEME of epoch. `tracked` elements
+    describe a real object and age; a design orbit does not.
     """
 
     name: str
@@ -56,36 +57,79 @@ class Orbit:
     mean_anomaly_deg: float
     mean_motion_rev_day: float
     bstar: float = 0.0
-    line1: str = ""  # the TLE as read; empty for a design orbit
+    line1: str = ""  # the TLE as read; empty for every other source
     line2: str = ""
+    tracked: bool = False
     _satrec: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_satrec", self._make_satrec())
 
     @classmethod
-    def from_tle(cls, text: str, *, name: str = "", source: str = "TLE") -> Orbit:
-        """Read the only TLE in `text`: two lines of 69 characters, an optional name line, `#` comments and blanks.
+    def from_tle(cls, text: str, *, source: str = "TLE") -> Orbit:
+        """Read the only TLE in `text`; `source` (a file name) goes into messages. Errors: see `read_tle`."""
+        elements, line1, line2 = read_tle(text, source=source)
+        return cls(**elements, line1=line1, line2=line2, tracked=True)
 
-        `source` (a file name) goes into messages: `UsageError` carries source:line for a bad checksum, length,
-        column, or an orbit that cannot exist.
+    @classmethod
+    def from_omm(cls, text: str, *, source: str = "OMM") -> Orbit:
+        """Read the only satellite of a CCSDS 502 message, JSON or XML. Errors: see `read_omm`."""
+        return cls(**read_omm(text, source=source), tracked=True)
+
+    @classmethod
+    def kepler(
+        cls,
+        epoch: datetime,
+        *,
+        inclination_deg: float,
+        altitude_km: float | None = None,
+        semi_major_axis_km: float | None = None,
+        mean_motion_rev_day: float | None = None,
+        eccentricity: float = 1e-4,
+        raan_deg: float = 0.0,
+        argument_of_perigee_deg: float = 0.0,
+        mean_anomaly_deg: float = 0.0,
+        bstar: float = 0.0,
+        name: str = "",
+    ) -> Orbit:
+        """A design orbit from mean elements in TEME of `epoch`. Give exactly one of the three sizes.
+
+        `altitude_km` is the semi-major axis less the equatorial radius (of an eccentric orbit: the mean of perigee and
+        apogee). `mean_motion_rev_day` is Kozai's, as a TLE has it; the other two sizes are converted to it.
+        Raises UsageError for a hyperbolic orbit or one whose perigee is below ground or decayed.
         """
-        lines = [
-            (number, line.rstrip())
-            for number, line in enumerate(text.splitlines(), start=1)
-            if line.strip() and not line.lstrip().startswith("#")
-        ]
-        title = ""
-        if lines and not _looks_like(lines[0][1], "1"):
-            title = lines.pop(0)[1].removeprefix("0 ").strip()
-        if len(lines) != 2:
+        sizes = [size for size in (altitude_km, semi_major_axis_km, mean_motion_rev_day) if size is not None]
+        if len(sizes) != 1:
+            raise UsageError("give exactly one of altitude_km, semi_major_axis_km, mean_motion_rev_day")
+        if not 0 <= eccentricity < 1:  # before the conversion, which has no answer for it
             raise UsageError(
-                f"{source}: expected one TLE (two lines), found {len(lines)} element lines",
-                hint="give a file with exactly one satellite: an optional name line, then the lines '1 …' and '2 …'",
+                f"no such orbit: {impossible(1.0, eccentricity)}", hint="0 is a circle, below 1 an ellipse"
             )
-        _check_line(source, *lines[0], expected="1")
-        _check_line(source, *lines[1], expected="2")
-        return _read_elements(cls, source, lines[0], lines[1], name or title)
+        motion = mean_motion_rev_day
+        if motion is None:
+            axis = semi_major_axis_km if semi_major_axis_km is not None else EARTH_KM + (altitude_km or 0.0)
+            if not axis > 0:
+                raise UsageError(f"no such orbit: the semi-major axis is {axis:g} km", hint="above 6438 km")
+            motion = kozai_rev_day(axis, inclination_deg, eccentricity)
+        low, high = BOUNDS["mean_motion_rev_day"]
+        reason = impossible(motion, eccentricity) if motion > 0 else "the mean motion is not above zero"
+        if reason is None and not low <= motion <= high:
+            reason = f"{motion:g} revolutions a day are not within SGP4's {low:g}..{high:g}"
+        if reason is None and not 0 <= inclination_deg <= 180:
+            reason = f"the inclination is {inclination_deg:g}, must be within 0..180"
+        if reason is not None:
+            raise UsageError(f"no such orbit: {reason}")
+        return cls(
+            name=name or f"kepler-{inclination_deg:g}deg",
+            epoch=frames.utc(epoch),
+            inclination_deg=inclination_deg,
+            raan_deg=raan_deg % 360.0,
+            eccentricity=eccentricity,
+            argument_of_perigee_deg=argument_of_perigee_deg % 360.0,
+            mean_anomaly_deg=mean_anomaly_deg % 360.0,
+            mean_motion_rev_day=motion,
+            bstar=bstar,
+        )
 
     @classmethod
     def sso(
@@ -110,24 +154,17 @@ class Orbit:
                 f"no sun-synchronous orbit at {altitude_km} km with node time {node_h % 24} h",
                 hint="altitude 200..5900 km, node time 0..24 h",
             )
-        axis_km = _EARTH_KM + altitude_km
-        motion = math.sqrt(_MU_KM3_S2 / axis_km**3)
-        flattening = _J2 * (_EARTH_KM / axis_km) ** 2
-        cos_i = -_NODE_RATE_RAD_S / (1.5 * flattening * motion)
+        axis = EARTH_KM + altitude_km
+        cos_i = -_NODE_RATE_RAD_S / (1.5 * J2 * (EARTH_KM / axis) ** 2 * math.sqrt(MU_KM3_S2 / axis**3))
         if cos_i < -1.0:
             raise UsageError(f"no sun-synchronous orbit exists at {altitude_km} km", hint="stay below about 5900 km")
-        kozai = motion * (1.0 + 0.75 * flattening * (3.0 * cos_i**2 - 1.0))
         day, fraction = frames.julian_date(epoch)
-        raan = 280.460 + 0.9856474 * (day - 2_451_545.0 + fraction) + 15.0 * (node_h - 12.0)
-        return cls(
+        return cls.kepler(
+            epoch,
             name=name or f"sso-{altitude_km:g}km-ltan{node_h % 24:05.2f}h",
-            epoch=frames.utc(epoch),
+            altitude_km=altitude_km,
             inclination_deg=math.degrees(math.acos(cos_i)),
-            raan_deg=raan % 360.0,
-            eccentricity=1e-4,
-            argument_of_perigee_deg=0.0,
-            mean_anomaly_deg=0.0,
-            mean_motion_rev_day=kozai * frames.DAY_S / (2.0 * math.pi),
+            raan_deg=280.460 + 0.9856474 * (day - 2_451_545.0 + fraction) + 15.0 * (node_h - 12.0),
         )
 
     @property
@@ -138,7 +175,7 @@ class Orbit:
     @property
     def perigee_km(self) -> float:
         """Height of the perigee above the equatorial radius, km, from the mean elements."""
-        return _axis_km(self.mean_motion_rev_day) * (1.0 - self.eccentricity) - _EARTH_KM
+        return axis_km(self.mean_motion_rev_day) * (1.0 - self.eccentricity) - EARTH_KM
 
     @property
     def satrec(self) -> Any:
@@ -151,16 +188,31 @@ class Orbit:
 
     def warnings(self, at: datetime, *, days: float = 0.0) -> tuple[Caution, ...]:
         """What to know about using these elements from `at` for `days`. A design orbit does not age."""
-        ages = [self.age_days(at), self.age_days(at + timedelta(days=days))]
-        age = max(ages, key=abs)
-        if not self.line1 or abs(age) <= TLE_FRESH_DAYS:
+        age = self._worst_age_days(at, days)
+        if not self.tracked or abs(age) <= FRESH_DAYS:
             return ()
-        low, high = (abs(age) * drift for drift in _TLE_DRIFT_KM_PER_DAY)
-        text = (
-            f"{self.name}: the TLE is {abs(age):.1f} days {'old' if age > 0 else 'in the future'} when used; expect "
-            f"{low:.0f}-{high:.0f} km along track, {low / 7.6:.1f}-{high / 7.6:.1f} s in AOS and LOS"
-        )
-        return (Caution("tle-age", text),)
+        when = f"{self.name}: the elements are {abs(age):.1f} days {'old' if age > 0 else 'in the future'} when used; "
+        if abs(age) > YEAR_DAYS:
+            text = "only height and inclination still mean something, the times of passes and eclipses do not"
+            return (Caution("elements-years", when + text),)
+        low, high = (abs(age) * drift for drift in _DRIFT_KM_PER_DAY)
+        speed = 2.0 * math.pi * axis_km(self.mean_motion_rev_day) / self.period_s
+        text = f"expect {low:.0f}-{high:.0f} km along track, {low / speed:.1f}-{high / speed:.1f} s in AOS and LOS"
+        return (Caution("elements-age", when + text),)
+
+    def require_epoch_near(self, at: datetime, *, days: float = 0.0, where: str) -> None:
+        """Raises UsageError, beginning with `where`, for tracked elements more than five years from their use."""
+        age = self._worst_age_days(at, days)
+        if self.tracked and abs(age) > REFUSED_YEARS * YEAR_DAYS:
+            years = f"{abs(age) / YEAR_DAYS:.1f} years {'before' if age > 0 else 'after'} the mission"
+            raise UsageError(
+                f"{where}: the elements of {self.name} are of {frames.utc_text(self.epoch)}, {years}; "
+                f"up to {REFUSED_YEARS:g} are accepted",
+                hint="fetch newer elements, move `start`, or describe the orbit with kepler or sso",
+            )
+
+    def _worst_age_days(self, at: datetime, days: float) -> float:
+        return max(self.age_days(at), self.age_days(at + timedelta(days=days)), key=abs)
 
     def teme_km(self, day: float, fraction: Floats) -> tuple[Floats, Floats]:
         """Positions (km) and velocities (km/s) in TEME, each (n, 3). Raises UsageError when SGP4 gives up."""
@@ -189,6 +241,7 @@ class Orbit:
             "bstar": self.bstar,
             "line1": self.line1,
             "line2": self.line2,
+            "tracked": self.tracked,
         }
 
     @classmethod
@@ -253,90 +306,3 @@ class Ephemeris:
 
     def _days(self, t_s: Floats) -> npt.NDArray[np.float64]:
         return self._fraction + np.asarray(t_s, dtype=np.float64) / frames.DAY_S
-
-
-def checksum(line: str) -> int:
-    """The TLE checksum of the first 68 characters: sum of digits, a minus counts one, modulo 10."""
-    return sum(int(c) if c in "0123456789" else c == "-" for c in line[:68]) % 10
-
-
-def _looks_like(line: str, number: str) -> bool:
-    # A satellite may be called "1 UP": a name line is told apart by its length as well.
-    return line.startswith(f"{number} ") and len(line) > 24
-
-
-def _check_line(source: str, number: int, line: str, *, expected: str) -> None:
-    where = f"{source}:{number}"
-    if not line.isascii():
-        raise UsageError(f"{where}: TLE line has non-ASCII characters", hint="download the element set again as text")
-    if not line.startswith(f"{expected} "):
-        raise UsageError(f"{where}: expected TLE line {expected}, got {line[:20]!r}", hint="line 1 comes before line 2")
-    if len(line) != 69:
-        raise UsageError(
-            f"{where}: a TLE line has 69 characters, this one {len(line)}",
-            hint="columns matter: copy the element set without re-flowing it",
-        )
-    if not line[68].isdigit() or int(line[68]) != checksum(line):
-        raise UsageError(
-            f"{where}: checksum is {line[68]!r}, the line adds up to {checksum(line)}",
-            hint="a digit was altered or lost: fetch the element set again",
-        )
-
-
-_EXPONENT = re.compile(r"([ +-])(\d{5})([+-]\d)")
-
-
-def _read_elements(cls: type[Orbit], source: str, first: tuple[int, str], second: tuple[int, str], name: str) -> Orbit:
-    (row1, line1), (row2, line2) = first, second
-
-    def bad(row: int, message: str) -> UsageError:
-        return UsageError(f"{source}:{row}: {message}", hint="fetch the element set again, or check who edited it")
-
-    def number(row: int, line: str, low: int, high: int, what: str, bounds: tuple[float, float]) -> float:
-        text = line[low:high].strip()
-        try:
-            value = float(text)
-        except ValueError:
-            raise bad(row, f"{what} is {text!r}, not a number") from None
-        if not bounds[0] <= value <= bounds[1]:
-            raise bad(row, f"{what} is {value:g}, must be within {bounds[0]:g}..{bounds[1]:g}")
-        return value
-
-    if line1[2:7] != line2[2:7]:
-        raise bad(row2, f"the two lines belong to different satellites: {line1[2:7]} and {line2[2:7]}")
-    year = int(number(row1, line1, 18, 20, "epoch year", (0, 99)))
-    day = number(row1, line1, 20, 32, "epoch day", (1.0, 367.0))
-    drag = _EXPONENT.fullmatch(line1[53:61])
-    if drag is None:
-        raise bad(row1, f"drag term is {line1[53:61]!r}, expected the form ' 12345-3'")
-    inclination = number(row2, line2, 8, 16, "inclination", (0.0, 180.0))
-    raan = number(row2, line2, 17, 25, "right ascension of the node", (0.0, 360.0))
-    if not line2[26:33].isdigit():
-        raise bad(row2, f"eccentricity is {line2[26:33]!r}, expected seven digits")
-    perigee = number(row2, line2, 34, 42, "argument of perigee", (0.0, 360.0))
-    anomaly = number(row2, line2, 43, 51, "mean anomaly", (0.0, 360.0))
-    motion = number(row2, line2, 52, 63, "mean motion", (0.05, 18.0))
-    century = 1900 if year >= 57 else 2000
-    epoch = datetime(century + year, 1, 1, tzinfo=UTC) + timedelta(days=day - 1.0)
-    satellite = line1[2:7].strip()
-    eccentricity = float(f"0.{line2[26:33]}")
-    perigee_km = _axis_km(motion) * (1.0 - eccentricity) - _EARTH_KM
-    if perigee_km < _LOWEST_PERIGEE_KM:
-        raise bad(row2, f"the perigee is {perigee_km:.0f} km high: this orbit has decayed or never existed")
-    return cls(
-        name=name or satellite,
-        epoch=epoch,
-        inclination_deg=inclination,
-        raan_deg=raan,
-        eccentricity=eccentricity,
-        argument_of_perigee_deg=perigee,
-        mean_anomaly_deg=anomaly,
-        mean_motion_rev_day=motion,
-        bstar=float(f"{drag[1].strip()}0.{drag[2]}e{drag[3]}"),
-        line1=line1,
-        line2=line2,
-    )
-
-
-def _axis_km(mean_motion_rev_day: float) -> float:
-    return float((_MU_KM3_S2 * (frames.DAY_S / (2.0 * math.pi * mean_motion_rev_day)) ** 2) ** (1.0 / 3.0))

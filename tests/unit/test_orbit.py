@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hil.errors import UsageError
 from hil.mission import frames
 from hil.mission.frames import Station, look
-from hil.mission.orbit import Ephemeris, Orbit, checksum
+from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.sun import AU_KM, sun_teme_km
+from hil.mission.tle import checksum
 
 TLES = Path(__file__).parents[2] / "fixtures" / "tle"
 QWEN = (TLES / "ref_qwen3_535_ltdn1030.tle").read_text()
@@ -119,9 +120,9 @@ def test_age_is_a_caution_beyond_seven_days() -> None:
     assert orbit.warnings(EPOCH + timedelta(days=6.9)) == ()
     assert orbit.warnings(EPOCH + timedelta(days=6), days=0.5) == ()
     (caution,) = orbit.warnings(EPOCH + timedelta(days=6), days=4)
-    assert caution.code == "tle-age"
+    assert caution.code == "elements-age"
     assert "10.0 days old" in caution.message
-    assert "10-30 km" in caution.message
+    assert "10-30 km along track, 1.3-4.0 s in AOS and LOS" in caution.message
     assert "in the future" in orbit.warnings(EPOCH - timedelta(days=30))[0].message
 
 
@@ -165,6 +166,83 @@ def test_sso_refuses_unclear_or_impossible_requests(kwargs: dict[str, float]) ->
         Orbit.sso(535, EPOCH, **kwargs)
     with pytest.raises(UsageError):
         Orbit.sso(50_000, EPOCH, ltan_h=6)
+
+
+def test_elements_years_away_are_named_and_then_refused() -> None:
+    orbit = Orbit.from_tle(QWEN)
+    (caution,) = orbit.warnings(EPOCH + timedelta(days=800))
+    assert caution.code == "elements-years"
+    assert "800.0 days old" in caution.message
+    orbit.require_epoch_near(EPOCH + timedelta(days=1_826), where="m.yaml:5")
+    for when in (EPOCH + timedelta(days=1_827), EPOCH - timedelta(days=2_000)):
+        with pytest.raises(UsageError, match=r"^m\.yaml:5: .*5\.\d years (before|after) the mission"):
+            orbit.require_epoch_near(when, where="m.yaml:5")
+    with pytest.raises(UsageError, match="years before"):
+        orbit.require_epoch_near(EPOCH + timedelta(days=1_800), days=60, where="m.yaml:5")
+    design = Orbit.sso(600, EPOCH, ltan_h=6)
+    design.require_epoch_near(EPOCH + timedelta(days=9_999), where="m.yaml:5")  # a design has no age
+    assert design.warnings(EPOCH + timedelta(days=9_999)) == ()
+
+
+@pytest.mark.parametrize(
+    ("axis_km", "inclination", "eccentricity"),
+    [
+        (6_913.137, 97.5, 1e-4),
+        (6_978.137, 30.0, 7.1e-5),
+        (7_578.0, 0.0, 0.0),
+        (26_562.0, 63.4, 0.72),
+        (24_400, 7, 0.73),
+    ],
+)
+def test_kepler_gives_sgp4_the_semi_major_axis_asked_for(
+    axis_km: float, inclination: float, eccentricity: float
+) -> None:
+    """SGP4 removes Kozai's correction; what remains is the axis. Without the correction low orbits are 3 km off."""
+    orbit = Orbit.kepler(EPOCH, semi_major_axis_km=axis_km, inclination_deg=inclination, eccentricity=eccentricity)
+    assert orbit._satrec.a * 6_378.135 == pytest.approx(axis_km, abs=0.03)
+    assert orbit._satrec.ecco == eccentricity
+    by_height = Orbit.kepler(
+        EPOCH, altitude_km=axis_km - 6_378.137, inclination_deg=inclination, eccentricity=eccentricity
+    )
+    assert by_height.mean_motion_rev_day == pytest.approx(orbit.mean_motion_rev_day, rel=1e-12)
+
+
+def test_kepler_flies_where_the_elements_say() -> None:
+    """Perigee and apogee of a Molniya orbit over a revolution, and the plane's inclination."""
+    orbit = Orbit.kepler(
+        EPOCH, mean_motion_rev_day=2.00561, inclination_deg=63.4, eccentricity=0.72, argument_of_perigee_deg=270.0
+    )
+    t_s = np.linspace(0, orbit.period_s, 5_000)
+    position, velocity = Ephemeris(orbit, EPOCH).teme_km(t_s)
+    radius = np.linalg.norm(position, axis=1)
+    axis = 26_562.0
+    assert radius.min() == pytest.approx(axis * 0.28, abs=20)
+    assert radius.max() == pytest.approx(axis * 1.72, abs=40)
+    assert position[radius.argmax(), 2] > 0.8 * axis  # the apogee is over the north
+    normal = np.cross(position, velocity)
+    assert np.degrees(np.arccos(normal[:, 2] / np.linalg.norm(normal, axis=1))) == pytest.approx(63.4, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"altitude_km": 500.0, "eccentricity": 1.0}, "hyperbolic"),
+        ({"altitude_km": 500.0, "eccentricity": 1.7}, "hyperbolic"),
+        ({"altitude_km": 500.0, "eccentricity": float("nan")}, "no such orbit"),
+        ({"altitude_km": 500.0, "eccentricity": -0.1}, "below zero"),
+        ({"altitude_km": 600.0, "eccentricity": 0.1}, "below ground"),
+        ({"altitude_km": 70.0, "eccentricity": 0.01}, "decayed|below ground"),
+        ({"semi_major_axis_km": -7_000.0}, "semi-major axis"),
+        ({"mean_motion_rev_day": 0.0}, "mean motion"),
+        ({"mean_motion_rev_day": 0.01}, "revolutions a day"),
+        ({"altitude_km": 500.0, "inclination_deg": 200.0}, "inclination"),
+        ({"altitude_km": 500.0, "semi_major_axis_km": 7_000.0}, "exactly one"),
+        ({}, "exactly one"),
+    ],
+)
+def test_kepler_refuses_orbits_that_cannot_be(values: dict[str, float], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Orbit.kepler(EPOCH, **{"inclination_deg": 50.0, **values})
 
 
 def test_orbit_round_trips_through_plain_values() -> None:
