@@ -102,7 +102,7 @@ def _platform(timeline: Timeline) -> Finding:
 def _criteria(mission: Mission) -> Finding:
     what = f"{len(mission.file.criteria)} acceptance criteria"
     try:
-        check_criteria(mission.file.criteria, str(mission.path))
+        check_criteria(mission.file.criteria, str(mission.path), mission.file.reports)
     except UsageError as error:
         return Finding(what, False, str(error))
     return Finding(what, True, "all of them can be judged")

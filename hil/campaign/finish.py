@@ -32,7 +32,7 @@ def finish(run: Path) -> Finished:
         add_provenance(run, link_box=json.loads(link_box))
         record = read(run)
     mission = verdict.mission_of(run)
-    result = verdict.evaluate(record, mission.criteria)
+    result = verdict.evaluate(record, mission.criteria, mission.reports)
     try:
         verdict.write(run / "verdict.json", result)
         junit.write(run / "junit.xml", record, result)

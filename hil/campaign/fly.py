@@ -50,7 +50,7 @@ def fly(
     """
     pace = Pace.of(mission) if pace is None else pace
     name, wires, board_type = bench.board(board_name)
-    check_criteria(mission.file.criteria, str(mission.path))
+    check_criteria(mission.file.criteria, str(mission.path), mission.file.reports)
     environment(mission, board_type)
     check_model(mission)
     run = create_run(runs, bench, mission)

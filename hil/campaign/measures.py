@@ -6,91 +6,28 @@ A measure returns its value with the evidence it rests on, or raises NoEvidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from hil.campaign import derive
+from hil.campaign import derive, measures_steps, measures_timeline
+from hil.campaign.evidence import (
+    Measure,
+    Measured,
+    NoEvidence,
+    clock_text,
+    counted,
+    events_of,
+    extreme,
+    must_have_ended,
+    numbers_of,
+    span_of,
+)
 from hil.campaign.record import Event, Floats, Record
 from hil.inference import metrics
-from hil.model import Span
-
-Value = float | bool
-
-
-class NoEvidence(Exception):
-    """The record does not hold what this measure needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A value, where it comes from, and the wall spans it was measured in (for the clock rate)."""
-
-    value: Value
-    evidence: str
-    spans: tuple[Span, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A name that a mission's criteria may use; `unit` is empty for true or false."""
-
-    name: str
-    unit: str
-    definition: str
-    of: Callable[[Record], Measured]
-
-
-def _events(record: Record, kind: str, where: Callable[[Event], bool] = lambda event: True) -> list[Event]:
-    found = [event for event in record.of(kind) if where(event)]
-    if not found:
-        raise NoEvidence(f"no event `{kind}` in the journal")
-    return found
-
-
-def _numbers(events: Iterable[Event], name: str) -> list[tuple[float, Event]]:
-    found = [(float(event[name]), event) for event in events if event.get(name) is not None]
-    if not found:
-        raise NoEvidence(f"no event holds `{name}`")
-    return found
-
-
-def _extreme(pairs: Sequence[tuple[float, Event]], pick: Callable[..., Any], what: str) -> Measured:
-    # Comparisons with a NaN would hide it behind any other value.
-    broken = [pair for pair in pairs if not np.isfinite(pair[0])]
-    value, event = broken[0] if broken else pick(pairs, key=lambda pair: pair[0])
-    times = tuple(_span(item) for _, item in pairs)
-    return Measured(value, f"{what} of {len(pairs)} ({event.kind}), at mission time {_clock(event.t_mission)}", times)
-
-
-def _span(event: Event) -> Span:
-    if event.kind == "query":
-        return Span(float(event["t_send_mono"]), float(event["t_last_mono"]))
-    if event.kind == "boot":
-        took = max((float(event[name]) for name in ("login_s", "ssh_s") if event.get(name) is not None), default=0.0)
-        return Span(event.t_mono - took, event.t_mono)
-    return derive.event_span(event)
-
-
-def _clock(mission_s: float | None) -> str:
-    if mission_s is None or not np.isfinite(mission_s):
-        return "unknown"
-    whole = round(mission_s)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def _count(events: Sequence[Event], what: str) -> Measured:
-    return Measured(float(len(events)), f"{what}: {len(events)}", tuple(_span(event) for event in events))
-
-
-def _flown(record: Record) -> None:
-    """A count of zero is evidence only if the record was kept to the end of the flight."""
-    if not record.of("flight_ended"):
-        raise NoEvidence("the flight has no end in the journal: nothing can be said to have never happened")
 
 
 def _samples(record: Record, values: Floats, what: str) -> Floats:
@@ -100,31 +37,31 @@ def _samples(record: Record, values: Floats, what: str) -> Floats:
 
 
 def _boot(name: str) -> Callable[[Record], Measured]:
-    return lambda record: _extreme(_numbers(_events(record, "boot"), name), max, f"longest {name}")
+    return lambda record: extreme(numbers_of(events_of(record, "boot"), name), max, f"longest {name}")
 
 
 def _boot_count(record: Record) -> Measured:
-    return _count(_events(record, "boot"), "boots up to the login prompt")
+    return counted(events_of(record, "boot"), "boots up to the login prompt")
 
 
 def _upload_hash(record: Record) -> Measured:
-    done = _events(record, "upload_done")
+    done = events_of(record, "upload_done")
     return Measured(all(event["sha256_ok"] is True for event in done), "hash of the whole file, taken on the board")
 
 
 def _upload_windows(record: Record) -> Measured:
-    return _count(_events(record, "upload_window"), "contacts used")
+    return counted(events_of(record, "upload_window"), "contacts used")
 
 
 def _upload_windows_cut(record: Record) -> Measured:
-    windows = _events(record, "upload_window")
+    windows = events_of(record, "upload_window")
     cut = [event for event in windows if event["cut_by_los"]]
-    return Measured(float(len(cut)), f"{len(cut)} of {len(windows)} contacts", tuple(_span(e) for e in windows))
+    return Measured(float(len(cut)), f"{len(cut)} of {len(windows)} contacts", tuple(span_of(e) for e in windows))
 
 
 def _upload_resent(record: Record) -> Measured:
-    windows = _events(record, "upload_window")
-    _events(record, "upload_done")
+    windows = events_of(record, "upload_window")
+    events_of(record, "upload_done")
     resent = [_resent(before, after) for before, after in pairwise(windows) if before["cut_by_los"]]
     if not resent:
         raise NoEvidence("no upload was cut by loss of signal and resumed")
@@ -140,7 +77,7 @@ def _resent(before: Event, after: Event) -> float:
 
 
 def _upload_goodput(record: Record) -> Measured:
-    windows = _events(record, "upload_window")
+    windows = events_of(record, "upload_window")
     bits = capacity = 0.0
     for event in windows:
         could = derive.capacity_bits(record, "uplink", derive.event_span(event))
@@ -155,7 +92,7 @@ def _upload_goodput(record: Record) -> Measured:
 
 
 def _activated_once(record: Record) -> Measured:
-    activated = _events(record, "activated")
+    activated = events_of(record, "activated")
     hashed = [event for event in record.of("upload_done") if event["sha256_ok"] is True]
     wanted = record.meta.get("model_sha256") or record.provenance.get("model", {}).get("sha256")
     right = wanted is None or all(event["sha256"] == wanted for event in activated)
@@ -165,23 +102,23 @@ def _activated_once(record: Record) -> Measured:
 
 
 def _payload_queries(record: Record) -> list[Event]:
-    return _events(record, "query", lambda event: event.get("plane", "payload") == "payload")
+    return events_of(record, "query", lambda event: event.get("plane", "payload") == "payload")
 
 
 def _query(name: str, pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:
-    return lambda record: _extreme(_numbers(_payload_queries(record), name), pick, what)
+    return lambda record: extreme(numbers_of(_payload_queries(record), name), pick, what)
 
 
 def _query_duration(record: Record) -> Measured:
     pairs = [(float(e["t_last_mono"]) - float(e["t_send_mono"]), e) for e in _payload_queries(record)]
-    return _extreme(pairs, max, "longest")
+    return extreme(pairs, max, "longest")
 
 
 def _query_ttft(record: Record) -> Measured:
     answered = [event for event in _payload_queries(record) if event.get("t_first_mono") is not None]
     if not answered:
         raise NoEvidence("no query got a first token")
-    return _extreme([(float(e["t_first_mono"]) - float(e["t_send_mono"]), e) for e in answered], max, "longest")
+    return extreme([(float(e["t_first_mono"]) - float(e["t_send_mono"]), e) for e in answered], max, "longest")
 
 
 def _query_decode(record: Record) -> Measured:
@@ -192,17 +129,17 @@ def _query_decode(record: Record) -> Measured:
             pairs += [] if tps is None else [(tps, event)]
     if not pairs:
         raise NoEvidence("no query got two tokens")
-    return _extreme(pairs, min, "slowest")
+    return extreme(pairs, min, "slowest")
 
 
 def _query_count(record: Record) -> Measured:
-    return _count(_payload_queries(record), "streamed queries over the payload link")
+    return counted(_payload_queries(record), "streamed queries over the payload link")
 
 
 def _query_link_up(record: Record) -> Measured:
     queries = _payload_queries(record)
     up = [event for event in queries if event["link_up_throughout"] is True]
-    return Measured(len(up) == len(queries), f"{len(up)} of {len(queries)} queries", tuple(_span(e) for e in queries))
+    return Measured(len(up) == len(queries), f"{len(up)} of {len(queries)} queries", tuple(span_of(e) for e in queries))
 
 
 def _token_mismatch(record: Record) -> Measured:
@@ -215,51 +152,51 @@ def _token_mismatch(record: Record) -> Measured:
             pairs.append((min(abs(server - own), abs(server - unseen - own)) / max(server, 1), event))
     if not pairs:
         raise NoEvidence("no query has the server's token count")
-    return _extreme(pairs, max, "largest")
+    return extreme(pairs, max, "largest")
 
 
 def _tokens_unrecorded(record: Record) -> Measured:
-    queries = _events(record, "query")
+    queries = events_of(record, "query")
     pairs = [
         (abs(float(np.sum(record.tokens.n[record.tokens.query == str(event["id"])])) - int(event["tokens"])), event)
         for event in queries
     ]
-    return _extreme(pairs, max, "largest difference between journal and telemetry")
+    return extreme(pairs, max, "largest difference between journal and telemetry")
 
 
 def _mailbox_once(record: Record) -> Measured:
-    letters = _events(record, "mailbox")
+    letters = events_of(record, "mailbox")
     good = [event for event in letters if event["deliveries"] == 1 and event["duplicates"] == 0]
     return Measured(len(good) == len(letters), f"{len(good)} of {len(letters)} answers delivered once, none twice")
 
 
 def _mailbox_los(record: Record) -> Measured:
-    letters = _events(record, "mailbox")
+    letters = events_of(record, "mailbox")
     cut = [event for event in letters if event["los_during"] is True]
     return Measured(len(cut) == len(letters), f"{len(cut)} of {len(letters)} queries lost the signal before the answer")
 
 
 def _mailbox_latency(record: Record) -> Measured:
-    return _extreme(_numbers(_events(record, "mailbox"), "latency_mission_s"), max, "longest")
+    return extreme(numbers_of(events_of(record, "mailbox"), "latency_mission_s"), max, "longest")
 
 
 def _shed_count(record: Record) -> Measured:
-    _flown(record)
+    must_have_ended(record)
     sheds = record.of("load_shed")
     if not sheds and not any(event["step"] == "eclipse" for event in record.of("step_finished")):
         raise NoEvidence("the flight ended before its eclipse was flown")
-    return _count(sheds, "load sheds in the journal")
+    return counted(sheds, "load sheds in the journal")
 
 
 def _shed_voltage(pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:
-    return lambda record: _extreme(_numbers(_events(record, "load_shed"), "bus_voltage_v"), pick, what)
+    return lambda record: extreme(numbers_of(events_of(record, "load_shed"), "bus_voltage_v"), pick, what)
 
 
 def _bus_min(record: Record) -> Measured:
     volts = _samples(record, record.power.bus_voltage_v, "bus voltage")
     at = int(np.nanargmin(volts))
     return Measured(
-        float(volts[at]), f"lowest of {len(volts)} samples, at mission time {_clock(record.power.t_mission[at])}"
+        float(volts[at]), f"lowest of {len(volts)} samples, at mission time {clock_text(record.power.t_mission[at])}"
     )
 
 
@@ -283,7 +220,7 @@ def _lockout_v(record: Record) -> float:
 
 
 def _recover_boot(record: Record) -> Measured:
-    shed = _events(record, "load_shed")
+    shed = events_of(record, "load_shed")
     restored = [event for event in record.of("load_restored") if event.t_mono > shed[0].t_mono]
     boots = [event for event in record.of("boot") if event.t_mono > shed[0].t_mono and event.get("login_s") is not None]
     if not restored:
@@ -293,7 +230,7 @@ def _recover_boot(record: Record) -> Measured:
 
 
 def _recover_answer(record: Record) -> Measured:
-    after = _events(record, "query", lambda event: event.get("step") == "check")
+    after = events_of(record, "query", lambda event: event.get("step") == "check")
     cuts = record.of("load_shed", "board_off")
     same = compared = 0
     for event in after:
@@ -309,15 +246,15 @@ def _recover_answer(record: Record) -> Measured:
 
 
 def _off_verified(record: Record) -> Measured:
-    _events(record, "board_off")
-    return _extreme(_numbers(record.of("board_off", "load_shed"), "verified_v"), max, "highest")
+    events_of(record, "board_off")
+    return extreme(numbers_of(record.of("board_off", "load_shed"), "verified_v"), max, "highest")
 
 
 def _power_max(record: Record) -> Measured:
     watts = _samples(record, record.power.power_w, "power")
     at = int(np.nanargmax(watts))
     return Measured(
-        float(watts[at]), f"highest of {len(watts)} samples, at mission time {_clock(record.power.t_mission[at])}"
+        float(watts[at]), f"highest of {len(watts)} samples, at mission time {clock_text(record.power.t_mission[at])}"
     )
 
 
@@ -365,7 +302,7 @@ def _crossed(record: Record) -> Measured:
 
 
 def _crossed_share(record: Record) -> Measured:
-    windows = _events(record, "upload_window")
+    windows = events_of(record, "upload_window")
     acked = float(sum(event["bytes_acked_end"] - event["bytes_acked_start"] for event in windows))
     crossed = derive.crossed_bytes(record, "uplink")
     if crossed is None or acked <= 0:
@@ -376,11 +313,11 @@ def _crossed_share(record: Record) -> Measured:
 
 
 def _ledger(record: Record) -> Measured:
-    ended = _events(record, "flight_ended")
+    ended = events_of(record, "flight_ended")
     ledger = ended[-1].get("ledger")
     if not isinstance(ledger, dict) or not ledger.get("generated_j"):
         raise NoEvidence("the flight's end holds no energy ledger")
-    spent = sum(float(value) for key, value in ledger.items() if key in _LEDGER_SINKS)
+    spent = sum(float(value) for key, value in ledger.items() if key in (*_LEDGER_SINKS, "mismatch_loss_j"))
     missing = [key for key in _LEDGER_SINKS if key not in ledger]
     if missing:
         raise NoEvidence(f"the energy ledger lacks {', '.join(missing)}")
@@ -400,7 +337,7 @@ _LEDGER_SINKS = (
 
 
 def _deadman(record: Record) -> Measured:
-    _flown(record)
+    must_have_ended(record)
     dead = [event for event in record.of("deadman") if event.get("alive") is False]
     return Measured(not dead, f"deaths of the dead-man that the daemon noticed in flight: {len(dead)}")
 
@@ -418,12 +355,12 @@ def _j_per_token(phase: str | None) -> Callable[[Record], Measured]:
 
 
 def _overruns(record: Record) -> Measured:
-    _flown(record)
-    return _count(record.of("overrun"), "setpoints that came too late")
+    must_have_ended(record)
+    return counted(record.of("overrun"), "setpoints that came too late")
 
 
 def _steps_finished(record: Record) -> Measured:
-    started = _events(record, "step_started")
+    started = events_of(record, "step_started")
     good = {event["index"] for event in record.of("step_finished") if event["ok"] is True}
     return Measured(float(len(good)), f"{len(good)} of {len(started)} steps that were started")
 
@@ -578,4 +515,38 @@ _ALL: tuple[Measure, ...] = (
 )
 
 
-MEASURES: Mapping[str, Measure] = MappingProxyType({item.name: item for item in _ALL})
+MEASURES: Mapping[str, Measure] = MappingProxyType(
+    {item.name: item for item in (*_ALL, *measures_steps.MEASURES, *measures_timeline.MEASURES)}
+)
+"""Every measure with a name of its own. `reported.NAME.STATISTIC` comes from the mission's run steps: `find`."""
+
+# The first prefix that fits names the steps of which one at least must be flown for the measure to have evidence.
+_STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("boot.", ("boot",)),
+    ("upload.", ("upload",)),
+    ("query.", ("query", "check")),
+    ("mailbox.", ("loss_of_signal",)),
+    ("eclipse.min_bus", ()),
+    ("eclipse.", ("eclipse", "cruise")),
+    ("recover.boot_ok", ("eclipse", "cruise")),
+    ("recover.", ("check",)),
+    ("power.inference", ("query", "eclipse", "duty_cycle", "cruise")),
+    ("energy.j_per_token", ("query", "eclipse", "duty_cycle", "cruise")),
+    ("link.crossed_netem_share", ("upload",)),
+    ("cruise.", ("cruise",)),
+    ("duty.", ("duty_cycle",)),
+    (f"{measures_steps.REPORTED}.", ("run",)),
+)
+
+
+def steps_for(name: str) -> tuple[str, ...]:
+    """The kinds of steps of which one at least must be flown for this measure; empty: any flight gives it."""
+    return next((steps for prefix, steps in _STEPS if name.startswith(prefix)), ())
+
+
+def find(name: str, reports: Mapping[str, str]) -> Measure | None:
+    """The measure of this name; `reports` are the names and units that the mission's programs report."""
+    told = measures_steps.split_reported(name)
+    if told is None:
+        return MEASURES.get(name)
+    return measures_steps.reported(*told, reports[told[0]]) if told[0] in reports else None

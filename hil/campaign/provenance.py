@@ -69,6 +69,7 @@ def _board(bench: Bench, board: str) -> dict[str, Any]:
         "name": board,
         "type": kind.name,
         "hardware": kind.hardware,
+        "features": sorted(bench.features(board)),
         "undervoltage_lockout_v": kind.supply.undervoltage_lockout_v,
     }
     if kind.modelled_power is not None:

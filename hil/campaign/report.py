@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from hil.campaign import derive, plot, verdict
-from hil.campaign.measures import MEASURES, NoEvidence
+from hil.campaign.evidence import NoEvidence
+from hil.campaign.measures import MEASURES
 from hil.campaign.plot import Axis, Band, Panel, Series, Track
 from hil.campaign.record import Event, Floats, Record, spans
 from hil.inference import metrics
@@ -165,7 +166,7 @@ def _measure_card(record: Record, title: str, name: str, factor: float, unit: st
         measured = MEASURES[name].of(record)
     except NoEvidence as lack:
         return _card(title, None, unit, str(lack))
-    return _card(title, f"{measured.value * factor:.{digits}f}", unit, measured.evidence)
+    return _card(title, f"{float(measured.value) * factor:.{digits}f}", unit, measured.evidence)
 
 
 def _card(title: str, value: str | None, unit: str, detail: str) -> str:

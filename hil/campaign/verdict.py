@@ -1,7 +1,7 @@
 """Turns a mission's acceptance criteria and a run's record into `verdict.json`; only `pass` is green.
 
 Each criterion is judged for itself:
-`missing`  the record lacks what the measure needs
+`missing`  the record lacks what the measure needs, or the bench a feature that the criterion requires
 `invalid`  it was measured, but at another clock rate than the criterion demands, or the value is not a number
 `fail`     the value breaks a bound;  `pass`  it keeps all of them
 Two rows of our own say what no criterion can: whether the board misbehaved (`fail`) and whether the bench was in order
@@ -16,18 +16,22 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from hil.campaign.measures import MEASURES, Measured, NoEvidence
+from hil.campaign.evidence import Measured, NoEvidence, Value
+from hil.campaign.measures import MEASURES, find
+from hil.campaign.measures_steps import REPORTED, STATISTICS, split_reported
 from hil.campaign.record import Record
 from hil.errors import ExitCode, UsageError
 from hil.inventory.mission import CriterionSpec, MissionFile, read_mission_file
 from hil.model import Criterion, Verdict, VerdictFile
 
 WORST_FIRST: tuple[Verdict, ...] = ("fail", "infra", "invalid", "missing", "pass")
+NO_REPORTS: Mapping[str, str] = MappingProxyType({})
 BOARD_ROW, BENCH_ROW = "board-in-order", "bench-in-order"
 _EXIT: dict[Verdict, ExitCode] = {
     "pass": ExitCode.PASS,
@@ -43,22 +47,26 @@ def mission_of(run: Path) -> MissionFile:
     return read_mission_file(run / "mission.yaml")
 
 
-def check_criteria(criteria: Iterable[CriterionSpec], where: str = "mission") -> None:
-    """Refuse criteria that can never be judged: unknown measure, other unit, wrong kind of bound. Raises UsageError."""
+def check_criteria(
+    criteria: Iterable[CriterionSpec], where: str = "mission", reports: Mapping[str, str] = NO_REPORTS
+) -> None:
+    """Refuse criteria that can never be judged: unknown measure, other unit, wrong kind of bound. Raises UsageError.
+
+    `reports` are the names and units that the mission's run steps report (`MissionFile.reports`).
+    """
     for spec in criteria:
-        measure = MEASURES.get(spec.measure)
+        measure = find(spec.measure, reports)
         if measure is None:
-            near = difflib.get_close_matches(spec.measure, MEASURES, n=1, cutoff=0.4)
             raise UsageError(
-                f"{where}: criterion {spec.name}: no measure {spec.measure!r}",
-                hint=f"did you mean {near[0]!r}? docs/missions.md lists all" if near else "docs/missions.md lists all",
+                f"{where}: criterion {spec.name}: no measure {spec.measure!r}", hint=_nearest(spec.measure, reports)
             )
         if spec.unit and spec.unit != measure.unit:
             raise UsageError(
                 f"{where}: criterion {spec.name}: {measure.name} is {_kind(measure.unit)}, not {spec.unit}",
                 hint=f"write unit: {measure.unit!r}" if measure.unit else "leave the unit out",
             )
-        truth = isinstance(spec.equals, bool) and spec.min is None and spec.max is None
+        text = isinstance(spec.equals, str) and split_reported(spec.measure) is not None
+        truth = (isinstance(spec.equals, bool) or text) and spec.min is None and spec.max is None
         if truth != (not measure.unit):
             raise UsageError(
                 f"{where}: criterion {spec.name}: {measure.name} is {_kind(measure.unit)}",
@@ -66,14 +74,23 @@ def check_criteria(criteria: Iterable[CriterionSpec], where: str = "mission") ->
             )
 
 
+def _nearest(name: str, reports: Mapping[str, str]) -> str:
+    own = [f"{REPORTED}.{told}.{statistic}" for told in reports for statistic in STATISTICS]
+    near = difflib.get_close_matches(name, [*MEASURES, *own], n=1, cutoff=0.4)
+    if split_reported(name) is not None:
+        known = ", ".join(reports) or "nothing"
+        return f"a run step must name it under `reports`; the mission's programs report {known}"
+    return f"did you mean {near[0]!r}? docs/missions.md lists all" if near else "docs/missions.md lists all"
+
+
 def _kind(unit: str) -> str:
     return f"a number in {unit!r}" if unit else "true or false"
 
 
-def evaluate(record: Record, criteria: Sequence[CriterionSpec]) -> VerdictFile:
+def evaluate(record: Record, criteria: Sequence[CriterionSpec], reports: Mapping[str, str] = NO_REPORTS) -> VerdictFile:
     """Judge every criterion from the record. Without criteria the verdict is `missing`, never `pass`."""
-    check_criteria(criteria)
-    rows = [_judge(record, spec) for spec in criteria]
+    check_criteria(criteria, reports=reports)
+    rows = [_judge(record, spec, reports) for spec in criteria]
     own = [_board_row(record), _bench_row(record)]
     verdict = worst([row.verdict for row in (*rows, *own)]) if rows else worst(["missing", *(r.verdict for r in own)])
     return VerdictFile(verdict=verdict, criteria=(*rows, *own))
@@ -106,14 +123,17 @@ def as_json(verdict: VerdictFile) -> dict[str, Any]:
     }
 
 
-def _judge(record: Record, spec: CriterionSpec) -> Criterion:
-    measure = MEASURES.get(spec.measure)
+def _judge(record: Record, spec: CriterionSpec, reports: Mapping[str, str]) -> Criterion:
+    measure = find(spec.measure, reports)
     if measure is None:
         raise UsageError(f"criterion {spec.name}: no measure {spec.measure!r}")
 
-    def row(verdict: Verdict, value: float | None, evidence: str, rate: float | None = None) -> Criterion:
+    def row(verdict: Verdict, value: Value | None, evidence: str, rate: float | None = None) -> Criterion:
         return Criterion(spec.name, verdict, value, limit_text(spec), measure.unit, rate, evidence)
 
+    lacking = _lacking(record, spec)
+    if lacking:
+        return row("missing", None, f"the bench has no {', '.join(lacking)}, without which this cannot be shown")
     try:
         measured = measure.of(record)
     except NoEvidence as lack:
@@ -122,7 +142,7 @@ def _judge(record: Record, spec: CriterionSpec) -> Criterion:
         # A journal that lacks a field it should have is a hole in the evidence, not a crash of the verdict.
         return row("missing", None, f"the record is not as expected: {type(error).__name__}: {error}")
     value = measured.value
-    if not math.isfinite(value):
+    if not isinstance(value, str) and not math.isfinite(value):
         return row("invalid", None, f"not a number; {measured.evidence}")
     rates = _rates(record, measured)
     rate = rates[0] if rates is not None and rates[0] == rates[1] else None
@@ -130,6 +150,13 @@ def _judge(record: Record, spec: CriterionSpec) -> Criterion:
         found = "at an unknown clock rate" if rates is None else f"at clock rate {_range(*rates)}"
         return row("invalid", value, f"measured {found}, valid only at {spec.clock_rate:g}; {measured.evidence}", rate)
     return row("pass" if _within(spec, value) else "fail", value, measured.evidence, rate)
+
+
+def _lacking(record: Record, spec: CriterionSpec) -> list[str]:
+    """Features that the criterion needs and that the record does not say the bench had."""
+    board = record.provenance.get("board")
+    features = board.get("features", ()) if isinstance(board, dict) else ()
+    return [feature for feature in spec.requires if feature not in features]
 
 
 def _rates(record: Record, measured: Measured) -> tuple[float, float] | None:
@@ -145,9 +172,11 @@ def _range(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _within(spec: CriterionSpec, value: float) -> bool:
+def _within(spec: CriterionSpec, value: Value) -> bool:
     if isinstance(spec.equals, bool) or isinstance(value, bool):
         return value is spec.equals
+    if isinstance(spec.equals, str) or isinstance(value, str):
+        return value == spec.equals
     return (
         (spec.min is None or value >= spec.min)
         and (spec.max is None or value <= spec.max)

@@ -101,6 +101,9 @@ class BenchBoard(Strict):
     console: ConsoleWire | None = None
     payload: PayloadWire | None = None
     mgmt: SshWire | None = None
+    features: tuple[Name, ...] = Field(
+        default=(), description="what this bench adds: thermal-chamber, isl, object-store"
+    )
     on_lease_end: Literal["off", "hold"] = "off"
 
 
@@ -197,6 +200,14 @@ class Bench:
         if name not in boards:
             raise UsageError(f"bench {self.name} has no board {name!r}", hint=f"its boards: {', '.join(boards)}")
         return name, boards[name], self.types[boards[name].type]
+
+    def features(self, name: str | None = None) -> frozenset[str]:
+        """What a mission may require of a board here: features of its type and of the bench, and the wired planes."""
+        _, wires, kind = self.board(name)
+        wired = {"console": wires.console, "payload": wires.payload, "mgmt": wires.mgmt}
+        return frozenset(
+            (*kind.features, *wires.features, *(plane for plane, wire in wired.items() if wire is not None))
+        )
 
 
 def load_bench(path: Path) -> Bench:

@@ -105,6 +105,19 @@ class MissionFile(Strict):
                 raise ValueError(f"case {case} must not change {', '.join(fixed)}")
         return self
 
+    @model_validator(mode="after")
+    def _one_unit_a_report(self) -> MissionFile:
+        for step in self.steps:
+            for name, unit in (step.run.reports if step.run is not None else {}).items():
+                if self.reports[name] != unit:
+                    raise ValueError(f"reports: {name} is in {self.reports[name]!r} and in {unit!r}")
+        return self
+
+    @property
+    def reports(self) -> dict[str, str]:
+        """What the programs of the run steps report: name and unit, empty for true, false or text."""
+        return {name: unit for step in self.steps if step.run is not None for name, unit in step.run.reports.items()}
+
 
 class Mission:
     """A checked mission: its file with the chosen case laid over it, where it lies and the orbit file it refers to."""
