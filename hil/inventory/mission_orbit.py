@@ -15,7 +15,8 @@ Utc = Annotated[AwareDatetime, AfterValidator(lambda value: value.astimezone(UTC
 class KeplerElements(Strict):
     """Mean elements of a design orbit. Give exactly one of the three sizes; the epoch is the mission's start if absent.
 
-    Angles in degrees, TEME of epoch; altitude above the equatorial radius.
+    Angles in degrees, TEME of epoch. `altitude_km` is the semi-major axis less the equatorial radius 6378.137 km;
+    `mean_motion_rev_day` is the one a TLE has (Kozai's), the other two sizes are converted to it.
     """
 
     altitude_km: float | None = Field(default=None, gt=60)
@@ -70,11 +71,34 @@ class OrbitSource(Strict):
         return self
 
 
+def _row(value: tuple[float, float]) -> tuple[float, float]:
+    azimuth, elevation = value
+    if not 0 <= azimuth <= 360 or not -5 <= elevation < 90:
+        raise ValueError(f"azimuth {azimuth:g} must be within 0..360, elevation {elevation:g} within -5 to below 90")
+    return value
+
+
+MaskRow = Annotated[tuple[float, float], AfterValidator(_row)]
+
+
 class Station(Strict):
-    """A ground station, WGS-84 geodetic. `mask_table`: rows [azimuth_deg, elevation_deg], replaces `mask_deg`."""
+    """A ground station, WGS-84 geodetic, with the lowest elevation at which it is used.
+
+    `mask_table` replaces `mask_deg`: rows [azimuth_deg, elevation_deg], linear between them and around north.
+    """
 
     latitude_deg: float = Field(ge=-90, le=90)
-    longitude_deg: float = Field(ge=-180, le=180)
+    longitude_deg: float = Field(ge=-180, le=360)
     altitude_m: float = Field(default=0.0, ge=-500, le=9000)
-    mask_deg: float = Field(default=5.0, ge=0, lt=90)
-    mask_table: tuple[tuple[float, float], ...] = ()
+    mask_deg: float = Field(default=5.0, ge=-5, lt=90)
+    mask_table: tuple[MaskRow, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_elevation_an_azimuth(self) -> Station:
+        seen: dict[float, float] = {}
+        for azimuth, elevation in self.mask_table:
+            if seen.setdefault(azimuth % 360.0, elevation) != elevation:
+                raise ValueError(
+                    f"mask_table has two elevations at azimuth {azimuth:g} (360 is 0); write a wall as 89.9 and 90"
+                )
+        return self

@@ -69,7 +69,7 @@ def teme_to_itrf(position: Floats, gmst: Floats) -> Floats:
 def geodetic(itrf_m: Floats) -> tuple[Floats, Floats, Floats]:
     """WGS-84 latitude (deg), longitude (deg, -180..180) and altitude (m) of Earth-fixed positions, shape (n, 3).
 
-    Bowring's closed form: better than 1e-7 deg and a centimetre from the ground to geostationary height.
+    Bowring's closed form: better than 1e-6 deg and a centimetre from the ground to geostationary height.
     """
     x, y, z = itrf_m[:, 0], itrf_m[:, 1], itrf_m[:, 2]
     e2 = WGS84_FLATTENING * (2.0 - WGS84_FLATTENING)
