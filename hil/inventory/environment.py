@@ -7,11 +7,13 @@ from itertools import pairwise
 from hil.errors import UsageError
 from hil.inventory.board_type import BoardType
 from hil.inventory.mission import Mission, MissionFile
-from hil.mission.eps import NMC_OCV, ArrayConfig, EpsConfig, ShedConfig
+from hil.mission.battery import NMC_OCV
+from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import Station
 from hil.mission.orbit import Orbit
 from hil.mission.radio import LinkEnvironment
+from hil.mission.solar_array import ArrayConfig
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment
 
 

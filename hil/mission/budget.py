@@ -242,7 +242,7 @@ def _power(environment: MissionEnvironment) -> PowerEnvironment:
 
 def _terminal_w(power: PowerEnvironment, board_w: float) -> float:
     load_w = board_w + power.eps.platform_w
-    return load_w if power.eps.regulated_bus_v is None else load_w / power.eps.bus_efficiency
+    return power.eps.terminal_w(load_w)
 
 
 def _battery_j(power: PowerEnvironment, ephemeris: Ephemeris, board_w: float, start_s: float, end_s: float) -> float:

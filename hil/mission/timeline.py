@@ -28,12 +28,13 @@ import numpy as np
 
 from hil.errors import UsageError
 from hil.mission import frames
-from hil.mission.eps import ArrayConfig, EpsConfig, ShedConfig
+from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.frames import Floats, Station
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import Contact, contact_plan
 from hil.mission.radio import OUTAGE, SPEED_OF_LIGHT_M_S, LinkEnvironment, one_way_delay_s
 from hil.mission.shadow import Eclipse, find_eclipses, plane_angle_deg, visible_fraction
+from hil.mission.solar_array import ArrayConfig
 from hil.mission.sun import AU_KM
 from hil.model import Direction, LinkState, Span
 
@@ -105,8 +106,8 @@ class MissionEnvironment:
             link=LinkEnvironment(**values["link"]),
             power=power
             and PowerEnvironment(
-                array=ArrayConfig(**power["array"]),
-                eps=EpsConfig(**{**power["eps"], "ocv": _rows(power["eps"]["ocv"])}),
+                array=ArrayConfig.from_dict(power["array"]),
+                eps=EpsConfig.from_dict(power["eps"]),
                 shed=power["shed"] and ShedConfig(**power["shed"]),
                 board_idle_w=power["board_idle_w"],
                 board_full_w=power["board_full_w"],

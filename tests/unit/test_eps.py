@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from hil.errors import UsageError
 from hil.mission.clock import MissionClock
-from hil.mission.eps import NMC_OCV, ArrayConfig, EpsConfig, EpsModel, ShedConfig
+from hil.mission.battery import NMC_OCV
+from hil.mission.eps import ConverterLoss, EpsConfig, EpsModel, ShedConfig
+from hil.mission.solar_array import ArrayConfig
 
 DEMO = EpsConfig(capacity_ah=0.70, resistance_ohm=0.3, charge_max_c=2.0, platform_w=6.0)
 
@@ -28,7 +30,7 @@ configs = st.builds(
     platform_w=st.floats(0, 20),
     initial_soc=st.floats(0, 1),
     regulated_bus_v=st.one_of(st.none(), st.floats(5, 30)),
-    bus_efficiency=st.floats(0.8, 1.0),
+    converter=st.builds(ConverterLoss, st.floats(0, 3), st.floats(0, 0.2), st.floats(0, 0.01)),
 )
 loads = st.lists(st.tuples(st.floats(0, 400), st.floats(0, 60), st.floats(0, 80)), min_size=1, max_size=12)
 
@@ -166,7 +168,7 @@ def test_the_array_charges_a_collapsed_bus() -> None:
 
 
 def test_regulated_bus_holds_its_voltage_and_pays_for_it() -> None:
-    model = EpsModel(replace(DEMO, regulated_bus_v=12.0, bus_efficiency=0.9))
+    model = EpsModel(replace(DEMO, regulated_bus_v=12.0, converter=ConverterLoss(k1=1 / 9)))
     state = model.step(100.0, 12.0, 0.0)
     assert state.bus_voltage_v == 12.0
     assert state.battery_power_w == pytest.approx(20.0)
