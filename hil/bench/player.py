@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from hil.errors import BenchError
 from hil.mission.clock import MissionClock
-from hil.mission.radio import OUTAGE
+from hil.mission.radio import LINK_EDGES, OUTAGE
 from hil.model import Applied, Direction, LinkState
 
 _T = TypeVar("_T")
@@ -31,7 +31,6 @@ OVERRUN_S = 0.25
 COUNTERS_S = 1.0
 # Counters are read over the same session: never when an edge is this near.
 CLEAR_OF_EDGE_S = 0.2
-LINK_KINDS = frozenset({"aos", "los", "handover", "rate"})
 BOTH_OUT: Mapping[Direction, LinkState] = {"uplink": OUTAGE, "downlink": OUTAGE}
 NO_EMULATION: Mapping[Direction, LinkState] = {"uplink": LinkState(), "downlink": LinkState()}
 
@@ -293,7 +292,7 @@ class Player:
     async def _play_edge(self, wall_s: float, edge: EdgeLike) -> None:
         self._next += 1
         played = None
-        if edge.kind in LINK_KINDS and self._link is not None:
+        if edge.kind in LINK_EDGES and self._link is not None:
             # The edge's own instant, never a rounding before it: there the old state still holds. When we are so late
             # that the next edge is due as well, each is still played in its turn.
             mission_s = max(edge.t_s, self.clock.mission_s(self._monotonic()))

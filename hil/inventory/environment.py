@@ -5,27 +5,52 @@ from __future__ import annotations
 from itertools import pairwise
 
 from hil.errors import UsageError
+from hil.inventory import yaml_file
 from hil.inventory.board_type import BoardType
 from hil.inventory.mission import Mission, MissionFile
+from hil.inventory.mission_link import LinkPlan, LinkRates
+from hil.inventory.orbit_file import read_orbit_file
 from hil.mission.battery import NMC_OCV
+from hil.mission.bursts import Bursts, RandomOutages
 from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import Station
 from hil.mission.orbit import Orbit
-from hil.mission.radio import LinkEnvironment
+from hil.mission.radio import Channel, LinkBudget, LinkEnvironment, LinkWindow
 from hil.mission.solar_array import ArrayConfig
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment
+from hil.model import Span
 
 
 def mission_orbit(mission: Mission) -> Orbit:
-    """The orbit that the mission file names. Raises UsageError with file and line for elements that cannot be."""
+    """The orbit that the mission file names.
+
+    Raises UsageError with file and line for elements that cannot be, or that are years from the mission.
+    """
     source, start = mission.file.orbit, mission.start
-    if source.sso is not None:
-        design = source.sso
-        return Orbit.sso(design.altitude_km, design.epoch or start, ltan_h=design.ltan_h, ltdn_h=design.ltdn_h)
-    if source.tle is None or mission.orbit_path is None:
-        raise UsageError(f"{mission.path}: only `tle` and `sso` orbits can be flown yet")
-    return Orbit.from_tle(mission.orbit_path.read_text(encoding="utf-8"), source=str(mission.orbit_path))
+    kind = next(iter(source.model_fields_set))
+    where = f"{mission.path}:{_line(mission, 'orbit', kind)}"
+    if mission.orbit_path is not None:
+        orbit = read_orbit_file(mission.orbit_path, "tle" if source.tle is not None else "omm")
+        orbit.require_epoch_near(start, days=mission.file.duration_h / 24.0, where=where)
+        return orbit
+    try:
+        if source.sso is not None:
+            design = source.sso
+            return Orbit.sso(design.altitude_km, design.epoch or start, ltan_h=design.ltan_h, ltdn_h=design.ltdn_h)
+        if source.kepler is not None:
+            elements = source.kepler.model_dump(exclude={"epoch"})
+            return Orbit.kepler(source.kepler.epoch or start, name=mission.name, **elements)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from None
+    raise UsageError(f"{where}: the orbit has no source", hint="give exactly one of tle, omm, kepler, sso")
+
+
+def _line(mission: Mission, *key: str) -> int:
+    """Where a key of the mission stands, in the chosen case if that sets it."""
+    _, lines = yaml_file.read(mission.path)
+    in_case = ("cases", mission.file.case or "", *key)
+    return lines.get(in_case, lines.get(key, 1))
 
 
 def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
@@ -48,18 +73,13 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
                     longitude_deg=station.longitude_deg,
                     altitude_m=station.altitude_m,
                     mask_deg=station.mask_deg,
+                    mask_table=station.mask_table,
                 )
                 for name, station in file.stations.items()
             ),
             start=mission.start,
             duration_s=file.duration_h * 3600.0,
-            link=LinkEnvironment(
-                uplink_bps=file.link.uplink.rate_bps or 0.0,
-                downlink_bps=file.link.downlink.rate_bps or 0.0,
-                uplink_loss=file.link.uplink.loss,
-                downlink_loss=file.link.downlink.loss,
-                acquisition_s=file.link.acquisition_s,
-            ),
+            link=_link(file.link),
             power=PowerEnvironment(
                 array=ArrayConfig(
                     bol_w=power.array.bol_w or 0.0, degradation=power.array.degradation, pointing=power.array.pointing
@@ -100,3 +120,40 @@ def _faults(file: MissionFile) -> FaultPlan | None:
         for kind, rate in plan.rates.items()
     )
     return FaultPlan(rates, acceleration=plan.acceleration, saa_share=plan.saa_share)
+
+
+def _link(plan: LinkPlan) -> LinkEnvironment:
+    """The radio section in seconds and hertz."""
+    random = plan.random_outages
+    window = None
+    if plan.window_h is not None:  # the file's own check: then every_h and one_way_delay_s are there as well
+        window = LinkWindow(plan.window_h * 3600.0, (plan.every_h or 0.0) * 3600.0, plan.one_way_delay_s or 0.0)
+    return LinkEnvironment(
+        uplink=_channel(plan.uplink),
+        downlink=_channel(plan.downlink),
+        jitter_s=plan.jitter_s,
+        processing_s=plan.processing_s,
+        acquisition_s=plan.acquisition_s,
+        handover=plan.handover,
+        outages=tuple(
+            Span(item.start_h * 3600.0, item.start_h * 3600.0 + item.duration_s, "scheduled") for item in plan.outages
+        ),
+        random_outages=None if random is None else RandomOutages(random.per_day, random.mean_s),
+        window=window,
+    )
+
+
+def _channel(rates: LinkRates) -> Channel:
+    budget, bursts = rates.budget, rates.bursts
+    return Channel(
+        rate_bps=rates.rate_bps,
+        budget=None
+        if budget is None
+        else LinkBudget(
+            frequency_hz=budget.frequency_ghz * 1e9,
+            **{name: getattr(budget, name) for name in type(budget).model_fields if name != "frequency_ghz"},
+        ),
+        max_rate_bps=rates.max_rate_bps,
+        loss=rates.loss,
+        bursts=None if bursts is None else Bursts(bursts.good_mean_s, bursts.bad_mean_s, bursts.loss_bad),
+    )

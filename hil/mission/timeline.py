@@ -4,9 +4,13 @@
 
 Columns over `t_s` (a regular grid, plus every edge, plus a fine comb through each penumbra; interpolate linearly):
 `sunlit_fraction` 0..1, `array_w` at the array's terminals, `beta_deg`, `delay_s` one-way and `elevation_deg` of the
-serving station (both nan outside contacts).
+serving station (both nan outside contacts). `uplink_bps`, `downlink_bps`: usable rate, 0 in silence; it holds from its
+row to the next.
 Columns over `contact_t_s` (one second apart within each serving span): `contact_range_m`, `contact_elevation_deg`,
-`contact_azimuth_deg`, `contact_span` (index of the span; spans follow one another through `contacts` in order).
+`contact_azimuth_deg`, `contact_span` (index of the span; spans follow one another through `contacts` in order). A
+link window has no geometry, hence no rows here.
+Columns over `uplink_step_t_s` (and likewise for the downlink): `uplink_step_bps` (0: silence) and `uplink_step_loss`,
+each holding from its row to the next: fades, outages, acquisition and the ladder of the budget are all in them.
 """
 
 from __future__ import annotations
@@ -15,36 +19,66 @@ import csv
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hil.errors import UsageError
-from hil.mission import frames
+from hil.mission import faults, frames, linkplan
+from hil.mission.bursts import outages
 from hil.mission.eps import EpsConfig, ShedConfig
+from hil.mission.faults import Fault, FaultPlan, FaultRate
 from hil.mission.frames import Floats, Station
+from hil.mission.linkplan import Edge as Edge
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import Contact, contact_plan
-from hil.mission.radio import OUTAGE, SPEED_OF_LIGHT_M_S, LinkEnvironment, one_way_delay_s
+from hil.mission.radio import DIRECTIONS, OUTAGE, SPEED_OF_LIGHT_M_S, LinkEnvironment, one_way_delay_s
 from hil.mission.shadow import Eclipse, find_eclipses, plane_angle_deg, visible_fraction
 from hil.mission.solar_array import ArrayConfig
 from hil.mission.sun import AU_KM
 from hil.model import Direction, LinkState, Span
 
-FORMAT = 1  # raise it when a column's meaning changes: it is part of the hash and of the file
-EDGE_KINDS = ("penumbra_entry", "umbra_entry", "umbra_exit", "penumbra_exit", "los", "aos", "handover", "rate")
+FORMAT = 2  # raise it when a column's meaning changes: it is part of the hash and of the file
+# in the order in which edges of one instant are listed: what ends before what begins
+EDGE_KINDS = (
+    "penumbra_entry",
+    "umbra_entry",
+    "umbra_exit",
+    "penumbra_exit",
+    "los",
+    "burst_end",
+    "outage_end",
+    "aos",
+    "handover",
+    "rate",
+    "burst_start",
+    "outage_start",
+)
+_KINDS = frozenset(EDGE_KINDS)
 _PENUMBRA_COMB = 32
 _CONTACT_STEP_S = 1.0
 _SAME_S = 1e-6  # edges nearer than this are one row of the columns
 # quanta of the content hash: far coarser than the last-bit differences between machines, far finer than a setpoint
-_HASH_QUANTA = {"sunlit_fraction": 1e-4, "beta_deg": 1e-3, "contact_range_m": 10.0, "edge_s": 1e-3}
+_HASH_QUANTA = {
+    "sunlit_fraction": 1e-4,
+    "beta_deg": 1e-3,
+    "contact_range_m": 10.0,
+    "uplink_step_bps": 1.0,
+    "downlink_step_bps": 1.0,
+    "uplink_step_loss": 1e-6,
+    "downlink_step_loss": 1e-6,
+}
+_HASH_TIME_S = 0.02
+_HASH_DIGITS = 12  # of the environment's numbers: an orbit made from altitude and node has last bits of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +105,7 @@ class MissionEnvironment:
     power: PowerEnvironment | None = None
     seed: int = 0
     step_s: float = 10.0
+    faults: FaultPlan | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", frames.utc(self.start))
@@ -91,19 +126,20 @@ class MissionEnvironment:
             "power": None if self.power is None else asdict(self.power),
             "seed": self.seed,
             "step_s": self.step_s,
+            "faults": None if self.faults is None else asdict(self.faults),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MissionEnvironment:
         """Inverse of `as_dict`, also after a round trip through JSON."""
-        power = values["power"]
+        power, plan = values["power"], values["faults"]
         return cls(
             name=values["name"],
             orbit=Orbit.from_dict(values["orbit"]),
             stations=tuple(Station(**{**s, "mask_table": _rows(s["mask_table"])}) for s in values["stations"]),
             start=datetime.fromisoformat(values["start"]),
             duration_s=values["duration_s"],
-            link=LinkEnvironment(**values["link"]),
+            link=LinkEnvironment.from_dict(values["link"]),
             power=power
             and PowerEnvironment(
                 array=ArrayConfig.from_dict(power["array"]),
@@ -114,19 +150,8 @@ class MissionEnvironment:
             ),
             seed=values["seed"],
             step_s=values["step_s"],
+            faults=plan and FaultPlan(**{**plan, "rates": tuple(FaultRate(**rate) for rate in plan["rates"])}),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """An instant at which the environment changes its nature. `detail` names the station of a radio edge.
-
-    `rate` marks a change of the usable rate: the end of acquisition after AOS or a handover.
-    """
-
-    t_s: float
-    kind: str
-    detail: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +170,18 @@ class Timeline:
     contact_elevation_deg: Floats
     contact_azimuth_deg: Floats
     contact_span: Floats
+    uplink_bps: Floats
+    downlink_bps: Floats
+    uplink_step_t_s: Floats
+    uplink_step_bps: Floats
+    uplink_step_loss: Floats
+    downlink_step_t_s: Floats
+    downlink_step_bps: Floats
+    downlink_step_loss: Floats
     edges: tuple[Edge, ...]
     contacts: tuple[Contact, ...]
     eclipses: tuple[Eclipse, ...]
+    faults: tuple[Fault, ...]
     hash: str = field(init=False)
     _fast: _Fast = field(init=False, repr=False)
 
@@ -178,21 +212,45 @@ class Timeline:
         return _interpolate(self._fast.t_s, self._fast.array_w, t_s)
 
     def link_at(self, t_s: float, rate_scale: float = 1.0) -> dict[Direction, LinkState]:
-        """Both directions at a mission time. Outage outside contacts and until the modem has locked.
+        """Both directions at a mission time: rate, fades and outages as they are then.
 
+        Outage outside of contacts, until the modem has locked, and while the signal is too weak for any mode.
         `rate_scale` multiplies the rates: pass the clock's rate, so that a contact carries the same bytes. Delay and
         loss never scale.
         """
-        fast = self._fast
-        index = bisect_right(fast.span_start, t_s) - 1
-        if index < 0 or t_s >= fast.span_end[index] or t_s < fast.span_locked[index]:
+        (up_bps, up_loss), (down_bps, down_loss) = self._fast.uplink.at(t_s), self._fast.downlink.at(t_s)
+        if not up_bps and not down_bps:
             return {"uplink": OUTAGE, "downlink": OUTAGE}
-        link = self.environment.link
-        delay_s = one_way_delay_s(_interpolate(fast.contact_t, fast.contact_range, t_s), link.processing_s)
+        delay_s, jitter_s = self._delay_s(t_s), self.environment.link.jitter_s
         return {
-            "uplink": LinkState(delay_s, link.jitter_s, link.uplink_loss, link.uplink_bps * rate_scale),
-            "downlink": LinkState(delay_s, link.jitter_s, link.downlink_loss, link.downlink_bps * rate_scale),
+            "uplink": LinkState(delay_s, jitter_s, up_loss, up_bps * rate_scale) if up_bps else OUTAGE,
+            "downlink": LinkState(delay_s, jitter_s, down_loss, down_bps * rate_scale) if down_bps else OUTAGE,
         }
+
+    def capacity_bits(self, direction: Direction, start_s: float, end_s: float) -> float:
+        """Bits that one direction can carry within mission seconds [start_s, end_s): the integral of its rate.
+
+        Time in which every packet is lost carries nothing; a lower loss is not subtracted, as what crosses the link
+        includes what is sent again.
+        """
+        t_s, rate_bps, loss = (getattr(self, f"{direction}_step_{name}") for name in ("t_s", "bps", "loss"))
+        if not len(t_s) or end_s <= start_s:
+            return 0.0
+        borders = np.clip(np.append(t_s, np.inf), start_s, end_s)
+        return float(np.sum(np.diff(borders) * np.where(loss < 1.0, rate_bps, 0.0)))
+
+    def open_spans(self, start_s: float, end_s: float) -> tuple[Span, ...]:
+        """When both directions carry something within [start_s, end_s): the link is up. Fades do not count as down."""
+        times = [start_s, *(t for steps in self._fast.steps for t in steps.t_s if start_s < t < end_s), end_s]
+        spans: list[Span] = []
+        for low, high in pairwise(sorted(set(times))):
+            if not all(steps.at(low)[0] for steps in self._fast.steps):
+                continue
+            if spans and spans[-1].end_s == low:
+                spans[-1] = Span(spans[-1].start_s, high)
+            else:
+                spans.append(Span(low, high))
+        return tuple(spans)
 
     def contact_at(self, t_s: float) -> Contact | None:
         """The contact in progress, or None."""
@@ -206,12 +264,18 @@ class Timeline:
 
     def next_edge(self, t_s: float, kinds: Collection[str] | None = None) -> Edge | None:
         """The first edge after `t_s`, of these kinds if given, or None. Raises UsageError for an unknown kind."""
-        if kinds is not None and not set(kinds) <= set(EDGE_KINDS):
+        if kinds is not None and not _KINDS.issuperset(kinds):
             raise UsageError(f"unknown edge kind in {sorted(kinds)}", hint=f"kinds are {', '.join(EDGE_KINDS)}")
-        for edge in self.edges[bisect_right(self._fast.edge_t, t_s) :]:
-            if kinds is None or edge.kind in kinds:
-                return edge
+        for index in range(bisect_right(self._fast.edge_t, t_s), len(self.edges)):
+            if kinds is None or self.edges[index].kind in kinds:
+                return self.edges[index]
         return None
+
+    def _delay_s(self, t_s: float) -> float:
+        link = self.environment.link
+        if link.window is not None:
+            return link.window.one_way_delay_s + link.processing_s
+        return one_way_delay_s(_interpolate(self._fast.contact_t, self._fast.contact_range, t_s), link.processing_s)
 
     def save(self, path: Path) -> None:
         """Write an .npz: the columns, and `meta` (JSON as bytes) with environment, edges, contacts, eclipses, hash."""
@@ -222,6 +286,7 @@ class Timeline:
             "edges": [asdict(edge) for edge in self.edges],
             "contacts": [asdict(contact) for contact in self.contacts],
             "eclipses": [asdict(eclipse) for eclipse in self.eclipses],
+            "faults": [asdict(fault) for fault in self.faults],
         }
         packed = np.frombuffer(json.dumps(meta, sort_keys=True).encode(), dtype=np.uint8)
         with path.open("wb") as file:  # a file object: numpy appends .npz to a bare name
@@ -233,9 +298,9 @@ class Timeline:
         try:
             with np.load(path, allow_pickle=False) as file:
                 meta = json.loads(bytes(file["meta"]))
+                if meta["format"] != FORMAT:
+                    raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
                 columns = {name: np.array(file[name], dtype=np.float64) for name in _COLUMNS}
-            if meta["format"] != FORMAT:
-                raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
             timeline = cls(
                 environment=MissionEnvironment.from_dict(meta["environment"]),
                 edges=tuple(Edge(**edge) for edge in meta["edges"]),
@@ -244,6 +309,7 @@ class Timeline:
                     for contact in meta["contacts"]
                 ),
                 eclipses=tuple(Eclipse(**eclipse) for eclipse in meta["eclipses"]),
+                faults=tuple(Fault(**fault) for fault in meta["faults"]),
                 **columns,
             )
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -254,7 +320,7 @@ class Timeline:
 
     def to_csv(self) -> str:
         """The columns over `t_s` as CSV text with a header; empty cells outside contacts."""
-        names = ("t_s", "sunlit_fraction", "array_w", "beta_deg", "delay_s", "elevation_deg")
+        names = (*_COLUMNS[: _COLUMNS.index("elevation_deg") + 1], "uplink_bps", "downlink_bps")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("utc", *names))
@@ -275,7 +341,31 @@ _COLUMNS = (
     "contact_elevation_deg",
     "contact_azimuth_deg",
     "contact_span",
+    "uplink_bps",
+    "downlink_bps",
+    "uplink_step_t_s",
+    "uplink_step_bps",
+    "uplink_step_loss",
+    "downlink_step_t_s",
+    "downlink_step_bps",
+    "downlink_step_loss",
 )
+
+
+class _FastSteps:
+    """One direction's steps as plain lists."""
+
+    __slots__ = ("state", "t_s")
+
+    def __init__(self, timeline: Timeline, direction: Direction) -> None:
+        t_s, rate_bps, loss = (getattr(timeline, f"{direction}_step_{name}") for name in ("t_s", "bps", "loss"))
+        self.t_s: list[float] = t_s.tolist()
+        # the last entry is the state before the first step: index -1
+        self.state = [*zip(rate_bps.tolist(), loss.tolist(), strict=True), (0.0, 0.0)]
+
+    def at(self, t_s: float) -> tuple[float, float]:
+        """Rate (0: silence) and loss."""
+        return self.state[bisect_right(self.t_s, t_s) - 1]
 
 
 class _Fast:
@@ -286,25 +376,24 @@ class _Fast:
         "contact_range",
         "contact_start",
         "contact_t",
+        "downlink",
         "edge_t",
-        "span_end",
-        "span_locked",
-        "span_start",
+        "steps",
         "sunlit",
         "t_s",
+        "uplink",
     )
 
     def __init__(self, timeline: Timeline) -> None:
-        spans = [span for contact in timeline.contacts for span in contact.spans]
         self.t_s: list[float] = timeline.t_s.tolist()
         self.sunlit: list[float] = timeline.sunlit_fraction.tolist()
         self.array_w: list[float] = timeline.array_w.tolist()
         self.contact_t: list[float] = timeline.contact_t_s.tolist()
         self.contact_range: list[float] = timeline.contact_range_m.tolist()
         self.contact_start = [contact.aos_s for contact in timeline.contacts]
-        self.span_start = [span.start_s for span in spans]
-        self.span_end = [span.end_s for span in spans]
-        self.span_locked = [span.start_s + timeline.environment.link.acquisition_s for span in spans]
+        self.uplink = _FastSteps(timeline, "uplink")
+        self.downlink = _FastSteps(timeline, "downlink")
+        self.steps = (self.uplink, self.downlink)
         self.edge_t = [edge.t_s for edge in timeline.edges]
 
 
@@ -312,10 +401,11 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
     """Compute the mission's environment. Raises UsageError when the orbit cannot be propagated that far."""
     ephemeris = Ephemeris(environment.orbit, environment.start)
     end_s = environment.duration_s
-    contacts = contact_plan(ephemeris, environment.stations, 0.0, end_s, handover=environment.link.handover)
+    contacts = _contacts(environment, ephemeris)
     eclipses = find_eclipses(ephemeris, 0.0, end_s)
-    edges = _edges(environment, contacts, eclipses)
-    track = _contact_track(ephemeris, environment.stations, contacts)
+    track = _contact_track(environment, ephemeris, contacts)
+    link = _link(environment, ephemeris, contacts, track)
+    edges = _edges(environment, (*_eclipse_edges(eclipses), *link.edges))
 
     t_s = _grid(environment, edges, eclipses)
     position, velocity = ephemeris.teme_km(t_s)
@@ -327,43 +417,107 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
         array_w = array.full_sun_w * sunlit
         if array.distance_scaling:
             array_w = array_w * AU_KM**2 / (sun * sun).sum(axis=1)
-    serving = _within_spans(t_s, contacts)
-    delay = np.interp(t_s, track["contact_t_s"], track["contact_range_m"]) if contacts else np.zeros_like(t_s)
-    elevation = np.interp(t_s, track["contact_t_s"], track["contact_elevation_deg"]) if contacts else delay
+    delay_s, elevation_deg = _path_columns(environment.link, t_s, contacts, track)
     return Timeline(
         environment=environment,
         t_s=t_s,
         sunlit_fraction=sunlit,
         array_w=array_w,
         beta_deg=plane_angle_deg(position, velocity, sun),
-        delay_s=np.where(serving, delay / SPEED_OF_LIGHT_M_S + environment.link.processing_s, np.nan),
-        elevation_deg=np.where(serving, elevation, np.nan),
+        delay_s=delay_s,
+        elevation_deg=elevation_deg,
+        uplink_bps=_held(link.steps["uplink"], t_s),
+        downlink_bps=_held(link.steps["downlink"], t_s),
         edges=edges,
         contacts=contacts,
         eclipses=eclipses,
+        faults=faults.schedule(environment.faults, ephemeris, end_s, environment.seed) if environment.faults else (),
         **track,
+        **{f"{direction}_step_t_s": steps.t_s for direction, steps in link.steps.items()},
+        **{f"{direction}_step_bps": steps.rate_bps for direction, steps in link.steps.items()},
+        **{f"{direction}_step_loss": steps.loss for direction, steps in link.steps.items()},
     )
 
 
-def _edges(
-    environment: MissionEnvironment, contacts: tuple[Contact, ...], eclipses: tuple[Eclipse, ...]
-) -> tuple[Edge, ...]:
-    found: list[Edge] = []
+def _contacts(environment: MissionEnvironment, ephemeris: Ephemeris) -> tuple[Contact, ...]:
+    """Passes over the stations, or the openings of a window: those have no elevation (nan)."""
+    link = environment.link
+    if link.window is None:
+        return contact_plan(ephemeris, environment.stations, 0.0, environment.duration_s, handover=link.handover)
+    return tuple(
+        Contact(span.label, span.start_s, span.end_s, math.nan, math.nan, (span,))
+        for span in link.window.spans(environment.duration_s)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    steps: dict[Direction, linkplan.Steps]
+    edges: tuple[Edge, ...]
+
+
+def _link(
+    environment: MissionEnvironment, ephemeris: Ephemeris, contacts: tuple[Contact, ...], track: dict[str, Floats]
+) -> _Link:
+    link, seed = environment.link, environment.seed
+    spans = [span for contact in contacts for span in contact.spans]
+    geometry = linkplan.Track(
+        track["contact_t_s"], track["contact_range_m"], track["contact_elevation_deg"], track["contact_span"]
+    )
+    rates = linkplan.rate_steps(link, contacts, geometry, ephemeris, environment.stations)
+    faded = linkplan.contact_fades(link, contacts, environment.start, seed)
+    silent = outages(link.outages, link.random_outages, environment.duration_s, seed)
+    return _Link(
+        steps={
+            direction: linkplan.direction_steps(
+                link.channel(direction), rates[direction], contacts, faded[direction], silent
+            )
+            for direction in DIRECTIONS
+        },
+        edges=(
+            *linkplan.contact_edges(link, contacts),
+            *linkplan.rate_edges(rates, spans),
+            *linkplan.fade_edges(faded),
+            *linkplan.outage_edges(silent),
+        ),
+    )
+
+
+def _eclipse_edges(eclipses: tuple[Eclipse, ...]) -> Iterator[Edge]:
     for eclipse in eclipses:
         for kind in ("penumbra_entry", "umbra_entry", "umbra_exit", "penumbra_exit"):
             t_s = getattr(eclipse, f"{kind}_s")
             if t_s is not None:
-                found.append(Edge(t_s, kind))
-    for contact in contacts:
-        found.append(Edge(contact.aos_s, "aos", contact.station))
-        found.append(Edge(contact.los_s, "los", contact.spans[-1].label))
-        found += [Edge(span.start_s, "handover", span.label) for span in contact.spans[1:]]
-        if environment.link.acquisition_s > 0:
-            locked = ((span, span.start_s + environment.link.acquisition_s) for span in contact.spans)
-            found += [Edge(t_s, "rate", span.label) for span, t_s in locked if t_s < span.end_s]
+                yield Edge(t_s, kind)
+
+
+def _edges(environment: MissionEnvironment, found: Iterable[Edge]) -> tuple[Edge, ...]:
+    """In order of time, those within the mission."""
     order = {kind: index for index, kind in enumerate(EDGE_KINDS)}
     inside = (edge for edge in found if 0.0 <= edge.t_s <= environment.duration_s)
-    return tuple(sorted(inside, key=lambda edge: (edge.t_s, order[edge.kind])))
+    return tuple(sorted(inside, key=lambda edge: (edge.t_s, order[edge.kind], edge.detail)))
+
+
+def _path_columns(
+    link: LinkEnvironment, t_s: Floats, contacts: tuple[Contact, ...], track: dict[str, Floats]
+) -> tuple[Floats, Floats]:
+    """Delay and elevation over the grid, nan outside of contacts."""
+    serving = _within_contacts(t_s, contacts)
+    if link.window is not None:
+        delay_s = np.full_like(t_s, link.window.one_way_delay_s + link.processing_s)
+        return np.where(serving, delay_s, np.nan), np.full_like(t_s, np.nan)
+    if not contacts:
+        return np.full_like(t_s, np.nan), np.full_like(t_s, np.nan)
+    range_m = np.interp(t_s, track["contact_t_s"], track["contact_range_m"])
+    elevation_deg = np.interp(t_s, track["contact_t_s"], track["contact_elevation_deg"])
+    delay_s = range_m / SPEED_OF_LIGHT_M_S + link.processing_s
+    return np.where(serving, delay_s, np.nan), np.where(serving, elevation_deg, np.nan)
+
+
+def _held(steps: linkplan.Steps, t_s: Floats) -> Floats:
+    """The rate in force at each instant; 0 before the first step."""
+    rates = np.concatenate([[0.0], steps.rate_bps])
+    return np.asarray(rates[np.searchsorted(steps.t_s, t_s, side="right")], dtype=np.float64)
 
 
 def _grid(environment: MissionEnvironment, edges: tuple[Edge, ...], eclipses: tuple[Eclipse, ...]) -> Floats:
@@ -389,15 +543,19 @@ def _grid(environment: MissionEnvironment, edges: tuple[Edge, ...], eclipses: tu
 
 
 def _contact_track(
-    ephemeris: Ephemeris, stations: tuple[Station, ...], contacts: tuple[Contact, ...]
+    environment: MissionEnvironment, ephemeris: Ephemeris, contacts: tuple[Contact, ...]
 ) -> dict[str, Floats]:
     """Range, elevation and azimuth through every serving span, a second apart: linear between rows to 0.05 us."""
-    by_name = {station.name: station for station in stations}
-    spans = [span for contact in contacts for span in contact.spans]
+    link = environment.link
+    by_name = {station.name: station for station in environment.stations}
+    spans = [] if link.window is not None else [span for contact in contacts for span in contact.spans]
     times, owner = [], []
     for index, span in enumerate(spans):
         count = max(2, int(np.ceil(span.duration_s / _CONTACT_STEP_S)) + 1)
         comb = np.linspace(span.start_s, span.end_s, count)
+        if 0 < link.acquisition_s < span.duration_s:
+            comb = np.union1d(comb, [span.start_s + link.acquisition_s])  # where the ladder is entered
+            count = len(comb)
         if index + 1 < len(spans) and spans[index + 1].start_s == span.end_s:
             comb[-1] = np.nextafter(span.end_s, -np.inf)  # the next span's first row holds this very instant
         times.append(comb)
@@ -421,7 +579,7 @@ def _contact_track(
     }
 
 
-def _within_spans(t_s: Floats, contacts: tuple[Contact, ...]) -> Any:
+def _within_contacts(t_s: Floats, contacts: tuple[Contact, ...]) -> Any:
     inside = np.zeros(t_s.shape, dtype=bool)
     for contact in contacts:
         inside |= (t_s >= contact.aos_s) & (t_s < contact.los_s)
@@ -429,30 +587,40 @@ def _within_spans(t_s: Floats, contacts: tuple[Contact, ...]) -> Any:
 
 
 def _content_hash(timeline: Timeline) -> str:
-    """SHA-256 over the environment (exact) and the results (quantised).
+    """SHA-256 over the environment and the results, both rounded.
 
     The environment determines the results, so equal inputs give equal hashes; the results are in it so that a change of
-    the code that moves them shows. They are rounded to `_HASH_QUANTA`, because two machines' libm differ in the last
-    bit: the chance that such a difference meets a rounding boundary is below one in a thousand for a two-day mission.
+    the code that moves them shows. They are rounded to `_HASH_QUANTA` and `_HASH_TIME_S`, because two machines' libm
+    differ in the last bit, which moves an edge by 15 ns at most (the last bisection): the chance that such a difference
+    meets a rounding boundary is below one in a thousand for a two-day mission with a thousand edges.
     """
     digest = hashlib.sha256(f"hil timeline {FORMAT}\n".encode())
-    digest.update(json.dumps(_floats(timeline.environment.as_dict()), sort_keys=True).encode())
-    edge_s = np.array([edge.t_s for edge in timeline.edges])
+    digest.update(json.dumps(_rounded(timeline.environment.as_dict()), sort_keys=True).encode())
     digest.update("\n".join(f"{edge.kind} {edge.detail}" for edge in timeline.edges).encode())
-    for name, quantum in _HASH_QUANTA.items():
-        values = edge_s if name == "edge_s" else getattr(timeline, name)
+    digest.update("\n".join(f"{fault.kind} {fault.in_saa}" for fault in timeline.faults).encode())
+    times = {
+        "edge_s": np.array([edge.t_s for edge in timeline.edges]),
+        "fault_s": np.array([fault.t_s for fault in timeline.faults]),
+        "uplink_step_t_s": timeline.uplink_step_t_s,
+        "downlink_step_t_s": timeline.downlink_step_t_s,
+    }
+    quantised = [(name, values, _HASH_TIME_S) for name, values in times.items()]
+    quantised += [(name, getattr(timeline, name), quantum) for name, quantum in _HASH_QUANTA.items()]
+    for name, values, quantum in quantised:
         digest.update(name.encode())
         digest.update(np.rint(values / quantum).astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def _floats(value: Any) -> Any:
-    """The same value with every number a float: 86400 and 86400.0 in a mission file are one mission."""
+def _rounded(value: Any) -> Any:
+    """The same value with every number rounded: 86400 and 86400.0 in a mission file are one mission."""
     if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
+        return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_floats(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else f"{value:.{_HASH_DIGITS}g}"
+    return value
 
 
 def _interpolate(x: list[float], y: list[float], at: float) -> float:

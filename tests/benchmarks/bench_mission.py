@@ -55,7 +55,7 @@ def main() -> int:
         ArrayConfig(44.0, 0.85, 0.95), EpsConfig(0.70, resistance_ohm=0.3, platform_w=6.0), ShedConfig(13.2), 5.0, 15.0
     )
     day = MissionEnvironment(
-        "bench", orbit, STATIONS, START, 86_400.0, LinkEnvironment(300e3, 1e6, acquisition_s=15.0), power
+        "bench", orbit, STATIONS, START, 86_400.0, LinkEnvironment.fixed(300e3, 1e6, acquisition_s=15.0), power
     )
     two_days = replace(day, duration_s=172_800.0)
     timeline = compile_timeline(day)

@@ -216,4 +216,4 @@ def test_delay_is_light_time_plus_processing() -> None:
 )
 def test_link_values_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        LinkEnvironment(**{"uplink_bps": 1e5, "downlink_bps": 1e6, **values})  # type: ignore[arg-type]
+        LinkEnvironment.fixed(**{"uplink_bps": 1e5, "downlink_bps": 1e6, **values})  # type: ignore[arg-type]
