@@ -5,6 +5,7 @@ Satellites are numbered plane by plane from 0: satellite `plane * per_plane + sl
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from sgp4.api import SGP4_ERRORS, SatrecArray
 from hil.errors import UsageError
 from hil.mission import frames
 from hil.mission.frames import Floats
+from hil.mission.omm import split_omm
 from hil.mission.orbit import Orbit
 
 Ints = npt.NDArray[np.int64]
@@ -96,6 +98,38 @@ class Constellation:
     def listed(cls, orbits: Sequence[Orbit]) -> Constellation:
         """These satellites as they are; neighbours in a ring are neighbours in the list."""
         return cls(tuple(orbits))
+
+    @classmethod
+    def from_omm(cls, text: str, *, source: str = "OMM") -> Constellation:
+        """All satellites of a CCSDS 502 file (JSON or XML), in its order. Errors name the message and its field."""
+        messages = split_omm(text, source=source)
+        return cls.listed(
+            [
+                Orbit.from_omm(item, source=f"{source}: message {number}")
+                for number, item in enumerate(messages, start=1)
+            ]
+        )
+
+    def to_omm(self) -> str:
+        """The satellites as a JSON list of CCSDS 502 messages, every digit kept."""
+        rows = [
+            {
+                "OBJECT_NAME": orbit.name,
+                "REF_FRAME": "TEME",
+                "TIME_SYSTEM": "UTC",
+                "MEAN_ELEMENT_THEORY": "SGP4",
+                "EPOCH": orbit.epoch.replace(tzinfo=None).isoformat(),
+                "MEAN_MOTION": orbit.mean_motion_rev_day,
+                "ECCENTRICITY": orbit.eccentricity,
+                "INCLINATION": orbit.inclination_deg,
+                "RA_OF_ASC_NODE": orbit.raan_deg,
+                "ARG_OF_PERICENTER": orbit.argument_of_perigee_deg,
+                "MEAN_ANOMALY": orbit.mean_anomaly_deg,
+                "BSTAR": orbit.bstar,
+            }
+            for orbit in self.orbits
+        ]
+        return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back to an equal constellation."""

@@ -91,6 +91,14 @@ def read_omm(text: str, *, source: str = "OMM") -> Elements:
     )
 
 
+def split_omm(text: str, *, source: str = "OMM") -> tuple[str, ...]:
+    """The messages in a file of many satellites, each as `read_omm` takes it: a JSON list, or XML of many segments."""
+    body = text.lstrip("\ufeff \t\r\n")
+    if body.startswith("<"):
+        return tuple(ET.tostring(item, encoding="unicode") for item in _segments(body, source))
+    return tuple(json.dumps(row) for row in _rows(body, source))
+
+
 def _epoch(text: str) -> datetime:
     """Both of CCSDS's calendars; microseconds, which is 8 mm along the orbit."""
     ordinal = _DAY_OF_YEAR.fullmatch(text.strip())
@@ -105,28 +113,36 @@ def _epoch(text: str) -> datetime:
 
 
 def _json_fields(text: str, source: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UsageError(f"{source}{place}: not an OMM: neither XML nor JSON ({error})") from None
-    rows = data if isinstance(data, list) else [data]
+    rows = _rows(text, source)
     _only_one(source, len(rows))
     if not isinstance(rows[0], dict):
         raise UsageError(f"{source}: not an OMM: expected an object with EPOCH, MEAN_MOTION, …")
     return rows[0]
 
 
+def _rows(text: str, source: str) -> list[Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        place = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UsageError(f"{source}{place}: not an OMM: neither XML nor JSON ({error})") from None
+    return data if isinstance(data, list) else [data]
+
+
 def _xml_fields(text: str, source: str) -> dict[str, Any]:
+    segments = _segments(text, source)
+    _only_one(source, len(segments))
+    return {_tag(item): item.text for item in segments[0].iter() if not len(item)}
+
+
+def _segments(text: str, source: str) -> list[ET.Element]:
     if "<!DOCTYPE" in text:  # entities are not part of the format, and a known way to fill memory
         raise UsageError(f"{source}: an OMM has no DOCTYPE", hint="remove it, or fetch the message again")
     try:
         root = ET.fromstring(text)  # noqa: S314 - no DOCTYPE, see above
     except ET.ParseError as error:
         raise UsageError(f"{source}:{error.position[0]}: not valid XML: {error}") from None
-    segments = [item for item in root.iter() if _tag(item) == "segment"]
-    _only_one(source, len(segments))
-    return {_tag(item): item.text for item in segments[0].iter() if not len(item)}
+    return [item for item in root.iter() if _tag(item) == "segment"]
 
 
 def _tag(item: ET.Element) -> str:
