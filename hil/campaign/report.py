@@ -8,9 +8,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from hil.campaign import derive, plot, verdict
 from hil.campaign.evidence import NoEvidence
 from hil.campaign.measures import MEASURES
+from hil.campaign.page import page
 from hil.campaign.plot import Axis, Band, Panel, Series, Track
 from hil.campaign.record import Event, Floats, Record, spans
 from hil.inference import metrics
@@ -44,14 +43,14 @@ def write(path: Path, record: Record, judged: VerdictFile) -> None:
 
 def render(record: Record, judged: VerdictFile, mission: MissionFile) -> str:
     """The page as text."""
-    template = resources.files("hil.campaign").joinpath("report_template.html").read_text(encoding="utf-8")
     axis = _axis(record)
     panels = _panels(record, mission)
     events = _events(record)
     counted = {name: sum(row.verdict == name for row in judged.criteria) for name in verdict.WORST_FIRST}
     told = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
     synthetic = record.provenance.get("synthetic")
-    return Template(template).substitute(
+    return page(
+        "report_template.html",
         title=_text(mission.title),
         verdict=judged.verdict,
         summary=_text(f"{_MEANING[judged.verdict]} ({told})"),
