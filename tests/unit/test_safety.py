@@ -93,8 +93,8 @@ def test_the_start_sequence_in_order_and_a_verified_stop(tmp_path: Path) -> None
         assert done.reading.voltage_v == pytest.approx(15.0, abs=0.02)
         assert done.settled_s - done.on_s >= ENVELOPE.inrush_s
         channel = rig.virtual.instrument.channels[1]
-        assert (channel.ovp_enabled, channel.ovp_level_v) == (True, 20.0)
-        assert (channel.ocp_enabled, channel.ocp_level_a) == (True, 2.8)
+        assert (channel.ovp.enabled, channel.ovp.level) == (True, 20.0)
+        assert (channel.ocp.enabled, channel.ocp.level) == (True, 2.8)
         assert rig.journal.open_intents() == (rig.intent,)
         off = await rig.off()
         assert off.reading.voltage_v < 0.6
