@@ -18,7 +18,7 @@ from hil.campaign.flying import Flying, Say, TimeIsUp
 from hil.campaign.pace import Pace
 from hil.campaign.plot import clock_text
 from hil.campaign.provenance import add_provenance, write_provenance
-from hil.campaign.steps import STEPS
+from hil.campaign.step_table import STEPS
 from hil.campaign.verdict import check_criteria
 from hil.client import attach
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
@@ -52,6 +52,7 @@ def fly(
     name, wires, board_type = bench.board(board_name)
     check_criteria(mission.file.criteria, str(mission.path), mission.file.reports)
     environment(mission, board_type)
+    check_features(bench, mission, name)
     check_model(mission)
     run = create_run(runs, bench, mission)
     write_provenance(run, bench, mission, name)
@@ -77,6 +78,7 @@ def fly(
                     say=say,
                     interrupted=interrupted,
                     pace=pace,
+                    features=bench.features(name),
                 )
                 try:
                     _fly_steps(flying)
@@ -123,6 +125,16 @@ def _fly_step(flying: Flying, act: Callable[[Flying, Any], None], step: Any) -> 
         flying.flight.state()  # raises what made the flight fail
         flying.board.check()  # and this that the power was cut, the lease is over or the daemon gone
         raise
+
+
+def check_features(bench: Bench, mission: Mission, name: str) -> None:
+    """Refuse to fly a mission that as a whole needs what board and bench do not have."""
+    lacking = sorted(set(mission.file.requires) - bench.features(name))
+    if lacking:
+        raise UsageError(
+            f"{mission.path}: the mission requires {', '.join(lacking)}, which board {name} lacks on this bench",
+            hint="`features:` of the board in the bench file says what a bench adds to its board's type",
+        )
 
 
 def check_model(mission: Mission) -> None:

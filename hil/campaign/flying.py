@@ -52,6 +52,7 @@ class Flying:
     interrupted: threading.Event
     pace: Pace = field(default_factory=Pace)
     answers: dict[str, str] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
 
     @property
     def payload(self) -> PayloadWire:

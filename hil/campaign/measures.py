@@ -534,6 +534,7 @@ _STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("energy.j_per_token", ("query", "eclipse", "duty_cycle", "cruise")),
     ("link.crossed_netem_share", ("upload",)),
     ("cruise.", ("cruise",)),
+    ("run.", ("run",)),
     ("duty.", ("duty_cycle",)),
     (f"{measures_steps.REPORTED}.", ("run",)),
 )

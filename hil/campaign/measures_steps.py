@@ -110,6 +110,12 @@ def _restored(record: Record) -> Measured:
     )
 
 
+def _cuts(record: Record) -> Measured:
+    cuts = events_of(record, "run_cut")
+    good = [event for event in cuts if event["while_running"] is True]
+    return Measured(float(len(good)), f"{len(good)} of {len(cuts)} power cuts met a program that was running")
+
+
 def _burst_rate_spread(record: Record) -> Measured:
     events = [event for event in events_of(record, "burst") if float(event["wall_s"]) > 0]
     rates = [float(event["tokens"]) / float(event["wall_s"]) for event in events]
@@ -154,12 +160,25 @@ MEASURES = (
         "Queries that the admission rule let start and that lost the signal all the same, over all that it let start.",
         _false_admits,
     ),
+    Measure("run.cuts", "cuts", "Power cuts in the middle of a program of a run step.", _cuts),
     Measure("cruise.orbits", "orbits", "Orbits flown by cruise steps.", _sum("cruise", "orbits", "orbits")),
     Measure("cruise.sheds", "cuts", "Times the load was shed while cruising.", _sum("cruise", "sheds", "load sheds")),
     Measure(
         "cruise.restored_ok", "", "After every load shed of a cruise the board booted to login by itself.", _restored
     ),
     Measure("cruise.soc_min", "1", "Lowest state of charge while cruising (modelled battery).", _cruise_soc_min),
+    Measure(
+        "cruise.shutdown_margin_s.min",
+        "s",
+        "Shortest time from an orderly shutdown to the eclipse that it was for.",
+        _pick("shut_down", "before_eclipse_s", min, "shortest"),
+    ),
+    Measure(
+        "cruise.resume_s.max",
+        "s",
+        "Longest time from sunrise to a board that works again: boot, and the model loaded if it is to infer.",
+        _pick("resumed", "resume_s", max, "longest"),
+    ),
     Measure(
         "cruise.soc_drop.max",
         "1",

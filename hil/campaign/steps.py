@@ -6,12 +6,13 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hil.bench.journal import read_events
+from hil.campaign.admission import Admission
 from hil.campaign.flying import MAILBOX_PORT, MODEL_PORT, Flying
 from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
 from hil.errors import BenchError, BoardError, HilError, UsageError
@@ -49,16 +50,16 @@ def boot(flying: Flying, step: BootStep) -> None:
     """Output on through the safety sequence, then firmware, kernel, login on the console and SSH on mgmt."""
     start = flying.board.console.mark()
     flying.board.power.on()
-    _await_boot(flying, start, _switched_on(flying, "board_on"), cause="power on")
+    await_boot(flying, start, switched_on(flying, "board_on"), cause="power on")
     shell = flying.board.shell
     directory = flying.type.onboard_dir
     # A flight starts with an empty payload: what an earlier one left must not pass for an upload.
     shell.run(["rm", "-rf", directory], timeout_s=30, check=True)
     shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
-    _put(shell, Path(onboard.__file__), f"{directory}/onboard.py")
+    put_file(shell, Path(onboard.__file__), f"{directory}/onboard.py")
 
 
-def _await_boot(flying: Flying, start: int, powered: float, cause: str) -> None:
+def await_boot(flying: Flying, start: int, powered: float, cause: str) -> None:
     console, expect = flying.board.console, flying.type.boot
     deadline = powered + expect.timeout_s
     times = {}
@@ -73,12 +74,12 @@ def _await_boot(flying: Flying, start: int, powered: float, cause: str) -> None:
     flying.event("boot", cause=cause, **times)
 
 
-def _switched_on(flying: Flying, kind: str) -> float:
+def switched_on(flying: Flying, kind: str) -> float:
     """When the output went on, on the monotonic clock: the daemon's word, for boots that it began as well as ours."""
     return float([event for event in read_events(flying.journal.path) if event["kind"] == kind][-1]["on_mono"])
 
 
-def _put(shell: Shell, source: Path, target: str) -> None:
+def put_file(shell: Shell, source: Path, target: str) -> None:
     """One small or preparatory file over mgmt, replacing what is there."""
     shell.run(["rm", "-f", f"{target}.part"], timeout_s=20, check=True)
     Upload(source, target).run(shell, stall_s=30.0)
@@ -92,7 +93,7 @@ def upload(flying: Flying, step: UploadStep) -> None:
         raise UsageError(f"{flying.mission.path}: model.sha256 is not written down", hint="`sha256sum` of the file")
     send = Upload(
         model.file,
-        _model_path(flying),
+        model_path(flying),
         onboard=f"{flying.type.onboard_dir}/onboard.py",
         chunk_bytes=step.chunk_bytes,
         window_bytes=step.chunk_bytes // 2,
@@ -217,7 +218,7 @@ def serve(flying: Flying, step: ServeStep) -> None:
     kept = ["--host", "0.0.0.0", "--port", str(MAILBOX_PORT), "--server", f"http://127.0.0.1:{MODEL_PORT}"]  # noqa: S104
     started = time.monotonic()
     for command in (
-        _onboard(flying, "serve-model", _model_path(flying), *server, "--detach", f"{directory}/model.log"),
+        _onboard(flying, "serve-model", model_path(flying), *server, "--detach", f"{directory}/model.log"),
         _onboard(flying, "mailbox", *kept, "--dir", f"{directory}/mailbox", "--detach", f"{directory}/mailbox.log"),
     ):
         shell.run(command, timeout_s=20, check=True)
@@ -239,10 +240,23 @@ def serve(flying: Flying, step: ServeStep) -> None:
 
 
 def query(flying: Flying, step: QueryStep) -> None:
-    """Ask every prompt over the payload link at clock rate 1, inside a contact."""
-    _enter_contact(flying)
-    for prompt in step.prompts:
-        result = _ask(flying, prompt, step.max_tokens, step.timeout_s, step="query")
+    """Ask every prompt, `repeat` times round, over the payload link at clock rate 1, inside contacts."""
+    rule = Admission(step.first_estimate_s, step.admit_margin_s)
+    contact = enter_contact(flying)
+    for prompt in step.prompts * step.repeat:
+        while not rule.admits(contact.los_s - flying.flight.state()["t_mission"]):
+            contact = enter_contact(flying)
+        predicted_s = None if rule.margin_s is None else rule.predicted_s
+        try:
+            result = _ask(flying, prompt, step.max_tokens, step.timeout_s, step="query", predicted_s=predicted_s)
+        except llm.LinkLost as error:
+            t_mission = flying.flight.state()["t_mission"]
+            if predicted_s is None or t_mission < contact.los_s:
+                raise  # nobody promised that it would end in time, or it was not loss of signal that ended it
+            flying.event("query_lost", prompt_sha256=_sha256(prompt), predicted_s=predicted_s, message=error.message)
+            flying.say(f"  {prompt!r} was let start and lost the signal: predicted {predicted_s:.1f} s")
+            continue
+        rule.taken_s.append(result.duration_s)
         flying.answers.setdefault(f"{prompt}|{step.max_tokens}", result.answer)
 
 
@@ -250,7 +264,7 @@ def check(flying: Flying, step: CheckStep) -> None:
     """After the cut: wait for the board that booted by itself, start the server, ask the first prompt again."""
     first = next(item.query for item in flying.mission.file.steps if item.query is not None)
     serve(flying, ServeStep())
-    _enter_contact(flying)
+    enter_contact(flying)
     prompt = first.prompts[0]
     result = _ask(flying, prompt, first.max_tokens, first.timeout_s, step="check")
     same = result.answer == flying.answers.get(f"{prompt}|{first.max_tokens}")
@@ -258,7 +272,9 @@ def check(flying: Flying, step: CheckStep) -> None:
     flying.say(f"  the answer is {'identical' if same else 'DIFFERENT'} after the power cut")
 
 
-def _ask(flying: Flying, prompt: str, max_tokens: int, timeout_s: float, step: str) -> llm.ChatResult:
+def _ask(
+    flying: Flying, prompt: str, max_tokens: int, timeout_s: float, step: str, predicted_s: float | None = None
+) -> llm.ChatResult:
     address = flying.payload.address
     name = f"{step}-{_sha256(prompt)[:8]}"
     before = flying.flight.state()
@@ -295,13 +311,20 @@ def _ask(flying: Flying, prompt: str, max_tokens: int, timeout_s: float, step: s
         prompt_tps=result.timings.prompt_tps,
         decode_tps=result.timings.decode_tps,
         finish_reason=result.finish_reason,
+        predicted_s=predicted_s,
     )
     flying.say(f"  {prompt!r} -> {result.answer.strip()!r} ({result.tokens} tokens in {result.duration_s:.1f} s)")
     return result
 
 
 def loss_of_signal(flying: Flying, step: LossOfSignalStep) -> None:
-    """Ask just before loss of signal. The answer is made and kept on board, fetched and acknowledged after next AOS."""
+    """Ask just before loss of signal, `repeat` times, each in the contact that delivered the answer before."""
+    for _ in range(step.repeat):
+        _letter(flying, step)
+
+
+def _letter(flying: Flying, step: LossOfSignalStep) -> None:
+    """One question: its answer is made and kept on board, fetched and acknowledged after next AOS."""
     address = flying.payload.address
     base = f"http://{address}:{MAILBOX_PORT}"
     contact = _current_contact(flying)
@@ -320,7 +343,7 @@ def loss_of_signal(flying: Flying, step: LossOfSignalStep) -> None:
     if stored != "done":
         raise BoardError(f"board {flying.board_name}: the kept question is {stored!r} after 120 s, not answered")
     silent = _is_silent(flying, base)
-    following = _enter_contact(flying)
+    following = enter_contact(flying)
     letter = mailbox.fetch(ground, base, identity, timeout_s=60)
     text, tokens = letter.answer or "", letter.tokens or 0
     deliveries = _acknowledge(ground, base, identity)
@@ -369,7 +392,7 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
     """Into the last eclipse under continuous inference until the load is shed, then on until it is restored."""
     last = _last_eclipse(flying)
     flying.go_to(last.penumbra_entry_s - ECLIPSE_LEAD_S, "last eclipse")
-    with _continuous_inference(flying, step) as load:
+    with continuous_inference(flying, step, "eclipse") as load:
         rate = flying.clock(step.clock_rate, cause="eclipse")
         patience_s = EDGE_PATIENCE_S + (last.duration_s + ECLIPSE_LEAD_S) / rate
         flying.wait(
@@ -384,7 +407,7 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
     flying.wait("the load is restored", lambda: _power(flying)["state"] == "on", timeout_s=patience_s, every_s=0.05)
     flying.say("  load restored; the board boots by itself")
     flying.clock(1.0, cause="boot")
-    _await_boot(flying, start, _switched_on(flying, "load_restored"), cause="load restored")
+    await_boot(flying, start, switched_on(flying, "load_restored"), cause="load restored")
 
 
 def _is_shed(flying: Flying, end_s: float) -> bool:
@@ -404,16 +427,43 @@ def _is_shed(flying: Flying, end_s: float) -> bool:
     return bool(power["state"] == "shed")
 
 
+class Load(Protocol):
+    """What continuous inference asks, again and again."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def max_tokens(self) -> int: ...
+
+
+class _Enough(Exception):
+    """Ends an answer in the middle."""
+
+
 @contextmanager
-def _continuous_inference(flying: Flying, step: EclipseStep) -> Iterator[dict[str, Any]]:
-    """Keep the board busy over mgmt (no contact is needed for on-board work); counts tokens and wall seconds."""
-    load: dict[str, Any] = {"tokens": 0, "wall_s": 0.0, "plane": "mgmt", "t_start_mono": time.monotonic()}
+def continuous_inference(flying: Flying, load: Load, name: str) -> Iterator[dict[str, Any]]:
+    """Keep the board busy over mgmt (no contact is needed for on-board work); counts tokens and wall seconds.
+
+    At the end the answer under way is given up: the server stops when its connection goes. `t_last_mono` is the last
+    token's time.
+    """
+    started = time.monotonic()
+    told: dict[str, Any] = {
+        "tokens": 0,
+        "wall_s": 0.0,
+        "plane": "mgmt",
+        "t_start_mono": started,
+        "t_last_mono": started,
+    }
     stop = threading.Event()
     forward = flying.board.shell.forward
 
     def token(text: str, t_s: float) -> None:
-        load["tokens"] += 1
-        flying.flight.record_tokens("eclipse", 1, "mgmt")
+        if stop.is_set():
+            raise _Enough
+        told["tokens"] += 1
+        told["t_last_mono"] = t_s
+        flying.flight.record_tokens(name, 1, "mgmt")
 
     def work() -> None:
         while not stop.is_set():
@@ -421,24 +471,26 @@ def _continuous_inference(flying: Flying, step: EclipseStep) -> Iterator[dict[st
                 llm.stream_chat(
                     forward,
                     f"http://127.0.0.1:{MODEL_PORT}",
-                    _messages(flying, step.prompt),
-                    step.max_tokens,
+                    _messages(flying, load.prompt),
+                    load.max_tokens,
                     seed=flying.mission.file.seed,
                     timeout_s=120,
                     silence_s=30,
                     on_token=token,
                 )
+            except _Enough:
+                return
             except HilError:
                 # The power cut ends the connection; the step decides by the supply's state, not by this thread.
                 stop.wait(0.5)
 
-    thread = threading.Thread(target=work, name="hil-eclipse-load", daemon=True)
+    thread = threading.Thread(target=work, name=f"hil-{name}-load", daemon=True)
     thread.start()
     try:
-        yield load
+        yield told
     finally:
         stop.set()
-        load["wall_s"] = time.monotonic() - load["t_start_mono"]
+        told["wall_s"] = time.monotonic() - told["t_start_mono"]
         thread.join(timeout=5)
 
 
@@ -491,7 +543,7 @@ def _last_eclipse(flying: Flying) -> Eclipse:
     )
 
 
-def _enter_contact(flying: Flying) -> Contact:
+def enter_contact(flying: Flying) -> Contact:
     """Skip to the next contact, at clock rate 1, and wait until the link is up."""
     contact = _next_contact(flying)
     flying.clock(1.0, cause="query")
@@ -510,7 +562,7 @@ def _await_link(flying: Flying) -> None:
     )
 
 
-def _model_path(flying: Flying) -> str:
+def model_path(flying: Flying) -> str:
     return f"{flying.type.onboard_dir}/model.gguf"
 
 
@@ -526,15 +578,3 @@ def _onboard(flying: Flying, *arguments: str) -> list[str]:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-STEPS: dict[str, Callable[[Flying, Any], None]] = {
-    "boot": boot,
-    "upload": upload,
-    "serve": serve,
-    "query": query,
-    "loss_of_signal": loss_of_signal,
-    "eclipse": eclipse,
-    "check": check,
-    "end": end,
-}

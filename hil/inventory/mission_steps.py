@@ -116,12 +116,15 @@ class CruiseStep(Strict):
     """Fly on for `orbits` or `hours`, idle or under continuous inference: power cycling as the orbit brings it.
 
     A load that is shed is waited for, booted and set to work again; near the shed voltage and in boots the rate is 1.
+    With `shutdown_before_eclipse_s` the board is shut down in order that long before every eclipse, its output is off
+    in the dark, and it is booted in sunlight: a satellite without a battery. That span must suffice for the shutdown.
     """
 
     orbits: Positive | None = None
     hours: Positive | None = None
     clock_rate: Positive = 60.0
     load: Literal["idle", "inference"] = "idle"
+    shutdown_before_eclipse_s: Positive | None = None
     prompt: str = "Write a short story about a satellite."
     max_tokens: int = Field(default=64, ge=1)
 

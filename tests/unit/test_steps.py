@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from hil.campaign import steps
-from hil.errors import BoardError
+from hil.campaign import endurance, program, steps
+from hil.campaign.admission import Admission
+from hil.errors import BenchError, BoardError, UsageError
+from hil.inference.client import LinkLost
+from hil.inventory.mission_steps import CruiseStep, DutyCycleStep, QueryStep, RunStep
 
 
 def flying(power: str, t_mission: float, *, modelled: bool = True) -> Any:
@@ -28,3 +35,309 @@ def test_an_eclipse_without_shedding_ends_with_its_end_and_says_what_was_drawn()
     with pytest.raises(BoardError) as caught:
         steps._is_shed(flying("on", 101.0, modelled=False), 100.0)
     assert "measure the board" in caught.value.hint
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+def report(measure: Any, value: Any, unit: Any = "") -> str:
+    return json.dumps({"measure": measure, "value": value, "unit": unit})
+
+
+def test_reports_are_read_from_between_other_lines() -> None:
+    lines = [
+        "loading",
+        report("loss", 1.5, "nat"),
+        '{"step": 3}',
+        "[1]",
+        report("ok", True),
+        report("hash", "ab12"),
+        "3",
+    ]
+    assert program.read_reports("\n".join(lines)) == [
+        program.Report("loss", 1.5, "nat"),
+        program.Report("ok", True, ""),
+        program.Report("hash", "ab12", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (report("loss", 1.5), "a number needs a unit"),
+        (report("ok", True, "s"), "must have none"),
+        (report("loss", None, "nat"), "a number needs a unit"),
+        (report("loss", [1], "nat"), "a number needs a unit"),
+        (report(3, 1.0, "s"), "must be text"),
+    ],
+)
+def test_a_report_that_is_none_is_refused(line: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        program.read_reports(line)
+
+
+def test_a_program_keeps_to_what_the_mission_declares() -> None:
+    loss = program.Report("loss", 1.5, "nat")
+    program.check_reports([loss, program.Report("extra", True, "")], {"loss": "nat"})
+    with pytest.raises(ValueError, match="loss was reported in 'nat', the mission declares 'bit'"):
+        program.check_reports([loss], {"loss": "bit"})
+    with pytest.raises(ValueError, match="hash was declared and not reported"):
+        program.check_reports([loss], {"loss": "nat", "hash": ""})
+
+
+def test_power_cuts_come_when_the_seed_says() -> None:
+    moments = program.cut_moments(7, "train", 50, (2.0, 5.0))
+    assert moments == program.cut_moments(7, "train", 50, (2.0, 5.0))
+    assert moments != program.cut_moments(8, "train", 50, (2.0, 5.0))
+    assert moments != program.cut_moments(7, "other", 50, (2.0, 5.0))
+    assert all(2.0 <= moment <= 5.0 for moment in moments)
+    assert max(moments) - min(moments) > 2.0
+
+
+class Bench:
+    """A flight, a board and a shell that say what they are told to say, and remember what they were told."""
+
+    def __init__(self, tmp_path: Path, stdout: str = "", returncode: int = 0, features: frozenset[str] = frozenset()):
+        self.events: list[dict[str, Any]] = []
+        self.commands: list[list[str]] = []
+        self.done = SimpleNamespace(stdout=stdout, stderr="it broke", returncode=returncode)
+        shell = SimpleNamespace(run=self._run)
+        self.flying: Any = SimpleNamespace(
+            board_name="vb1",
+            board=SimpleNamespace(shell=shell),
+            type=SimpleNamespace(onboard_dir="/var/lib/hil", runtime_python="/usr/bin/python3"),
+            mission=SimpleNamespace(path=tmp_path / "m.yaml", file=SimpleNamespace(seed=1)),
+            features=features,
+            event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
+            say=lambda line: None,
+        )
+
+    def _run(self, argv: list[str], **_: Any) -> Any:
+        self.commands.append(list(argv))
+        return self.done
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.events]
+
+
+def step(**keys: Any) -> RunStep:
+    return RunStep.model_validate({"name": "train", "argv": ["{python}", "{programs}/train.py", "{model}"], **keys})
+
+
+def test_a_program_runs_and_its_reports_are_journaled(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, report("loss", 1.5, "nat"))
+    program.run(bench.flying, step(reports={"loss": "nat"}))
+    assert bench.commands[-1] == ["/usr/bin/python3", "/var/lib/hil/programs/train.py", "/var/lib/hil/model.gguf"]
+    assert bench.kinds() == ["reported", "run_done"]
+    told = bench.events[0]
+    assert (told["run"], told["name"], told["value"], told["unit"]) == ("train", "loss", 1.5, "nat")
+
+
+def test_a_program_that_fails_is_the_boards_failure_unless_it_may(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="train ended with exit code 3\n  it broke"):
+        program.run(Bench(tmp_path, returncode=3).flying, step(reports={"loss": "nat"}))
+    bench = Bench(tmp_path, report("loss", 2.0, "nat"), returncode=3)
+    program.run(bench.flying, step(may_fail=True, reports={"loss": "nat"}))
+    assert bench.kinds() == ["reported", "run_done"]
+    assert bench.events[-1]["returncode"] == 3
+
+
+def test_a_program_that_reports_nothing_it_declared_is_the_boards_failure(tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="loss was declared and not reported"):
+        program.run(Bench(tmp_path).flying, step(reports={"loss": "nat"}))
+
+
+def test_a_program_without_its_bench_is_left_out_loudly(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    program.run(bench.flying, step(requires=["isl", "object-store"]))
+    assert bench.events == [{"kind": "step_skipped", "run": "train", "lacking": ["isl", "object-store"]}]
+    assert bench.commands == []
+    with pytest.raises(UsageError, match=r"no file .*absent\.py"):
+        program.run(Bench(tmp_path, features=frozenset({"isl"})).flying, step(requires=["isl"], files=["absent.py"]))
+
+
+# --- admission --------------------------------------------------------------------------------------------------------
+
+
+def test_a_query_is_admitted_by_the_longest_so_far() -> None:
+    rule = Admission(first_estimate_s=30.0, margin_s=20.0)
+    assert not rule.admits(49.9)
+    assert rule.admits(50.0)
+    rule.taken_s += [4.0, 90.0, 5.0]
+    assert rule.predicted_s == 90.0
+    assert not rule.admits(109.0)
+    assert rule.admits(110.0)
+    assert Admission(30.0, None).admits(0.1)
+    assert not Admission(30.0, None).admits(0.0)
+
+
+class Sky:
+    """Contacts of a minute, an hour apart; every query takes `query_s` of mission time, or ends in silence at LOS."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, query_s: list[float]) -> None:
+        self.now, self.takes, self.events = 0.0, iter(query_s), []
+        self.asked: list[float] = []
+        self.flying: Any = SimpleNamespace(
+            flight=SimpleNamespace(state=lambda: {"t_mission": self.now}),
+            answers={},
+            event=lambda kind, **fields: self.events.append((kind, fields)),
+            say=lambda line: None,
+        )
+        monkeypatch.setattr(steps, "enter_contact", self.enter)
+        monkeypatch.setattr(steps, "_ask", self.ask)
+
+    def enter(self, flying: Any) -> Any:
+        self.now = (self.now // 3600 + 1) * 3600.0
+        return SimpleNamespace(los_s=self.now + 60.0)
+
+    def ask(self, flying: Any, prompt: str, *_: Any, predicted_s: float | None, **__: Any) -> Any:
+        self.asked.append(self.now)
+        took = next(self.takes)
+        left = 60.0 - self.now % 3600
+        self.now += min(took, left + 1.0)
+        if took > left:
+            raise LinkLost("silence", "silence")
+        return SimpleNamespace(duration_s=took, answer=prompt, predicted_s=predicted_s)
+
+
+def ask(margin_s: float | None, count: int) -> QueryStep:
+    return QueryStep(prompts=("a",), max_tokens=4, repeat=count, admit_margin_s=margin_s, first_estimate_s=10.0)
+
+
+def test_a_query_that_would_not_end_in_time_waits_for_the_next_contact(monkeypatch: pytest.MonkeyPatch) -> None:
+    sky = Sky(monkeypatch, [15.0] * 5)
+    steps.query(sky.flying, ask(20.0, 5))
+    # 60 s - 2 x 15 s = 30 s are less than 15 + 20: two a contact
+    assert sky.asked == [3600.0, 3615.0, 7200.0, 7215.0, 10800.0]
+    assert sky.events == []
+
+
+def test_a_false_admission_is_journaled_and_the_flight_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    sky = Sky(monkeypatch, [10.0, 55.0, 12.0])
+    steps.query(sky.flying, ask(20.0, 3))
+    assert [kind for kind, _ in sky.events] == ["query_lost"]
+    assert sky.events[0][1]["predicted_s"] == 10.0
+    assert sky.asked == [3600.0, 3610.0, 7200.0]
+    with pytest.raises(LinkLost):
+        steps.query(Sky(monkeypatch, [10.0, 55.0]).flying, ask(None, 2))
+
+
+# --- duty cycle and cruise --------------------------------------------------------------------------------------------
+
+
+def test_bursts_follow_the_thermal_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look is a second of the model: hot after three of load, cool after five of rest."""
+    heat = {"now": 0.0, "busy": False, "may": True}
+    events: list[dict[str, Any]] = []
+
+    def state() -> dict[str, Any]:
+        heat["now"] += 1.0 if heat["busy"] else -0.6
+        heat["may"] = heat["now"] < 3.0 if heat["may"] else heat["now"] < 0.5
+        return {"thermal": {"nodes": {"board": heat["now"]}, "may_run": heat["may"]}}
+
+    def wait(what: str, condition: Any, **_: Any) -> Any:
+        while not condition():
+            pass
+
+    @contextmanager
+    def load(flying: Any, step: Any, name: str) -> Any:
+        heat["busy"] = True
+        yield {"tokens": 5, "t_start_mono": time.monotonic(), "t_last_mono": time.monotonic() + 3, "wall_s": 1.0}
+        heat["busy"] = False
+
+    monkeypatch.setattr(steps, "continuous_inference", load)
+    sky: Any = SimpleNamespace(
+        board_name="vb1",
+        clock=lambda rate, cause: rate,
+        flight=SimpleNamespace(state=state),
+        wait=wait,
+        event=lambda kind, **fields: events.append({"kind": kind, **fields}),
+        say=lambda line: None,
+    )
+    endurance.duty_cycle(sky, DutyCycleStep(bursts=3, prompt="x"))
+    bursts = [event for event in events if event["kind"] == "burst"]
+    assert [event["index"] for event in bursts] == [0, 1, 2]
+    assert all(event["end_c"]["board"] >= 3.0 > event["start_c"]["board"] for event in bursts)
+    assert all(event["start_c"]["board"] < 1.0 for event in bursts[1:])
+    assert all(2.0 < event["stop_s"] <= 3.0 for event in bursts)
+
+
+def test_a_duty_cycle_without_a_thermal_model_is_refused(tmp_path: Path) -> None:
+    sky: Any = SimpleNamespace(
+        mission=SimpleNamespace(path=tmp_path / "m.yaml"),
+        clock=lambda rate, cause: rate,
+        flight=SimpleNamespace(state=lambda: {"thermal": None}),
+        wait=lambda what, condition, **_: condition(),
+    )
+    with pytest.raises(UsageError, match="the mission has none"):
+        endurance.duty_cycle(sky, DutyCycleStep(bursts=1, prompt="x"))
+
+
+class Orbit:
+    """Mission time that runs at the rate that was asked for, a quarter second a look; the load is shed at `shed_s`."""
+
+    def __init__(self, shed_s: float = float("inf")) -> None:
+        self.now, self.rate, self.power, self.shed_s = 100.0, 1.0, "on", shed_s
+        self.rates: list[float] = []
+        self.events: list[dict[str, Any]] = []
+        self.boots = 0
+        orbit = SimpleNamespace(period_s=5700.0)
+        self.flying: Any = SimpleNamespace(
+            timeline=SimpleNamespace(environment=SimpleNamespace(orbit=orbit), duration_s=20_000.0, eclipses=()),
+            flight=SimpleNamespace(state=self.state),
+            pace=SimpleNamespace(rate_of=lambda rate: rate),
+            board=SimpleNamespace(
+                check=lambda: None, accept_power_cut=lambda: None, console=SimpleNamespace(mark=lambda: 0)
+            ),
+            clock=self.clock,
+            check_time=lambda: None,
+            pause=self.pause,
+            wait=self.wait,
+            event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
+            say=lambda line: None,
+        )
+
+    def state(self) -> dict[str, Any]:
+        if self.power == "on" and self.now >= self.shed_s:
+            self.power, self.shed_s = "shed", float("inf")
+        return {
+            "t_mission": self.now,
+            "rate": self.rate,
+            "soc": 0.9,
+            "power": {"state": self.power, "bus_voltage_v": 15.0, "power_w": 5.0},
+        }
+
+    def clock(self, rate: float, cause: str) -> float:
+        self.rate = rate
+        self.rates.append(rate)
+        return rate
+
+    def pause(self, wall_s: float) -> None:
+        self.now += wall_s * self.rate
+
+    def wait(self, what: str, condition: Any, **_: Any) -> Any:
+        for _ in range(100):
+            self.pause(1.0)
+        self.power = "on"
+        return condition()
+
+
+def test_a_cruise_flies_its_orbits_and_does_not_overshoot(monkeypatch: pytest.MonkeyPatch) -> None:
+    sky = Orbit()
+    endurance.cruise(sky.flying, CruiseStep(orbits=2, clock_rate=60))
+    (told,) = sky.events
+    assert told["orbits"] == pytest.approx(2.0, abs=1e-4)
+    assert told["sheds"] == 0
+    assert max(sky.rates) == 60
+    assert sky.rates[-1] == 1
+    with pytest.raises(BenchError, match=r"2\.\d h behind the mission"):
+        endurance.cruise(Orbit().flying, CruiseStep(hours=8))
+
+
+def test_a_cruise_rides_out_a_load_shed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sky = Orbit(shed_s=3000.0)
+    monkeypatch.setattr(steps, "switched_on", lambda flying, kind: 0.0)
+    monkeypatch.setattr(steps, "await_boot", lambda *_, **__: setattr(sky, "boots", sky.boots + 1))
+    endurance.cruise(sky.flying, CruiseStep(orbits=2, clock_rate=60))
+    assert (sky.events[-1]["sheds"], sky.events[-1]["boots_after_shed"], sky.boots) == (1, 1, 1)
+    assert 1.0 in sky.rates[:-1], "a board boots at clock rate 1"
