@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench.safety import Intent, IntentJournal
-from hil.drivers.scpi import ForcedOff, force_off, parse_address
+from hil.drivers.scpi import ForcedOff, force_off
+from hil.drivers.transport import parse_any_address
 from hil.errors import BenchError, SafetyError
 
 ROUND_S = 5.0  # one try at an instrument; rounds follow each other
@@ -373,7 +374,7 @@ class _Watchman:
         address, dialect_name = key
         channels = sorted({intent.channel for intent in intents})
         off_voltage_v = min(intent.off_voltage_v for intent in intents)
-        local = parse_address(address)[0] in ("localhost", "127.0.0.1", "::1")
+        local = parse_any_address(address).local
         give_up_s, round_s = GIVE_UP_LOCAL_S if local else GIVE_UP_S, ROUND_S
         while True:
             result = results[key] = force_off(address, dialect_name, channels, off_voltage_v, round_s)

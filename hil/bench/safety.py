@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from hil.drivers.dialects import Capabilities
 from hil.drivers.scpi import ForcedOff, InstrumentError, Supply, force_off
+from hil.drivers.transport import endpoint
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
 
@@ -302,6 +303,8 @@ class InstrumentLock:
 
 
 def _endpoint(address: str) -> str:
+    if address.startswith(("serial:", "visa:")):
+        return endpoint(address)
     parts = urlsplit(address.lower())
     host = parts.hostname or address.lower()
     with contextlib.suppress(OSError):  # a name that nobody knows leads nowhere yet

@@ -8,15 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from hil.drivers import scpi
+from hil.drivers import codec, scpi, transport
+from hil.drivers.codec import LINE, ErrorEntry, Frame, Inbox
 from hil.drivers.dialects import dialect, number
 from hil.drivers.scpi import (
-    ErrorEntry,
     InstrumentClosed,
     InstrumentError,
     InstrumentRefused,
     InstrumentTimeout,
-    LineDecoder,
     ReadbackError,
     ReplyError,
     ScpiSupply,
@@ -61,15 +60,18 @@ class Script:
         expected, self.reply = self.dialogue.pop(0)
         assert sent == expected
 
-    async def read_line(self, deadline_s: float) -> str:
+    async def read(self, deadline_s: float, frame: Frame = LINE) -> str:
         reply, self.reply = self.reply, None
         if isinstance(reply, Exception):
             raise reply
         assert reply is not None, "the script has no reply here"
         return reply
 
-    def unread(self) -> bool:
-        return self.surplus
+    def unread(self) -> int:
+        return int(self.surplus)
+
+    def drop(self, count: int) -> None:
+        raise AssertionError(f"{count} bytes dropped")
 
     def close(self) -> None:
         self.up = False
@@ -97,35 +99,37 @@ def run(action: Callable[[ScpiSupply], Awaitable[object]], *exchanges: Exchange)
 # ------------------------------------------------------------------------------------------------------------ codec
 @pytest.mark.parametrize("reply", ['0,"No error"', '+0,"No error"', "0 No Error", "0  No Error", '0,"No Error"'])
 def test_every_known_form_of_no_error_is_none(reply: str) -> None:
-    assert scpi.parse_error_entry(reply) is None
+    assert codec.parse_error_entry(reply) is None
 
 
 @pytest.mark.parametrize("reply", ["", "fine", "0", '0,"Nothing wrong"', "No error", '0,"No errors at all'])
 def test_an_unknown_form_is_an_error_and_never_fine(reply: str) -> None:
     with pytest.raises(ReplyError):
-        scpi.parse_error_entry(reply)
+        codec.parse_error_entry(reply)
 
 
 def test_an_error_keeps_code_and_text() -> None:
-    assert scpi.parse_error_entry('-113,"Undefined header"') == ErrorEntry(-113, "Undefined header")
+    assert codec.parse_error_entry('-113,"Undefined header"') == ErrorEntry(-113, "Undefined header")
 
 
 @pytest.mark.parametrize("reply", ["", "1.0,2.0", "abc", "nan", "9.9E37", "inf", "1.0V"])
 def test_a_number_is_a_finite_number_or_an_error(reply: str) -> None:
     with pytest.raises(ReplyError):
-        scpi.parse_numbers(reply, 1)
+        codec.parse_numbers(reply, 1)
 
 
 def test_lines_come_out_whole_however_the_bytes_arrive() -> None:
-    decoder = LineDecoder()
-    assert [line for byte in b"1.0\r\n2.0\n" for line in decoder.feed(bytes([byte]))] == ["1.0", "2.0"]
-    assert decoder.feed(b"3") == []
-    assert decoder.partial
+    inbox, lines = Inbox(), []
+    for byte in b"1.0\r\n2.0\n3":
+        inbox.feed(bytes([byte]))
+        lines += filter(None, [inbox.take(LINE)])
+    assert lines == ["1.0", "2.0"]
+    assert len(inbox) == 1
 
 
 def test_a_line_without_end_is_refused() -> None:
     with pytest.raises(ReplyError, match="without an end"):
-        LineDecoder(limit=10).feed(b"x" * 11)
+        Inbox(limit=10).feed(b"x" * 11)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +137,11 @@ def test_a_line_without_end_is_refused() -> None:
 )
 def test_an_address_says_tcp_host_port(address: str) -> None:
     with pytest.raises(UsageError, match="not understood"):
-        scpi.parse_address(address)
+        transport.parse_address(address)
 
 
 def test_ipv6_addresses_are_understood() -> None:
-    assert scpi.parse_address("tcp://[::1]:5555") == ("::1", 5555)
+    assert transport.parse_address("tcp://[::1]:5555") == ("::1", 5555)
 
 
 def test_numbers_on_the_wire_have_no_exponent() -> None:
@@ -262,7 +266,7 @@ def test_a_trip_is_cleared_with_the_output_off_first() -> None:
 
 
 def test_a_clear_that_re_energises_is_undone_and_said() -> None:
-    with pytest.raises(SafetyError, match="switched its output on"):
+    with pytest.raises(SafetyError, match="switched it on"):
         run(
             lambda supply: supply.clear_protection(1),
             (":OUTP CH1,OFF", None),
@@ -337,21 +341,21 @@ def test_a_cancelled_exchange_poisons_too() -> None:
     supply, script = dialogue((":OUTP? CH1", None), *OPEN, (":OUTP? CH1", "OFF"))
     patient = asyncio.Event()
 
-    async def never(deadline_s: float) -> str:
+    async def never(deadline_s: float, frame: Frame = LINE) -> str:
         patient.set()
         await asyncio.Event().wait()
         raise AssertionError
 
     async def steps() -> None:
         await supply.open()
-        read_line = script.read_line
-        script.read_line = never  # type: ignore[method-assign]
+        read = script.read
+        script.read = never  # type: ignore[method-assign]
         task = asyncio.create_task(supply.output_state(1))
         await patient.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        script.read_line = read_line  # type: ignore[method-assign]
+        script.read = read  # type: ignore[method-assign]
         assert await supply.output_state(1) is False
 
     asyncio.run(steps())
