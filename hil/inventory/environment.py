@@ -103,6 +103,7 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
                 board_full_w=board.power.inference_w,
             ),
             seed=file.seed,
+            faults=_faults(file),
         )
     except UsageError as error:
         raise UsageError(f"{mission.path}: {error.message}", hint=error.hint) from None

@@ -75,7 +75,7 @@ class MissionFile(Strict):
     duration_h: Positive
     orbit: OrbitSource
     constellation: Constellation | None = None
-    stations: dict[Name, Station] = Field(min_length=1)
+    stations: dict[Name, Station] = Field(default_factory=dict, description="none only with a link window")
     link: LinkPlan
     power: PowerPlan
     thermal: ThermalPlan | None = None
@@ -103,6 +103,15 @@ class MissionFile(Strict):
             fixed = sorted({"schema", "name", "cases", "case"} & set(over))
             if fixed:
                 raise ValueError(f"case {case} must not change {', '.join(fixed)}")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> MissionFile:
+        if not self.stations and self.link.window_h is None:
+            raise ValueError("stations: needs at least one, or a link with window_h and every_h")
+        late = [outage.start_h for outage in self.link.outages if outage.start_h >= self.duration_h]
+        if late:
+            raise ValueError(f"link.outages: {late[0]:g} h is behind the mission's end at {self.duration_h:g} h")
         return self
 
     @model_validator(mode="after")
