@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from test_omm import PLAIN
 
 import hil.cli
 from hil.errors import BenchError, BoardError, ExitCode, UsageError
@@ -113,6 +114,44 @@ def test_track_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 3
     assert list(rows[0]) == ["time", "elevation_deg", "azimuth_deg", "range_m", "delay_s", "sunlit_fraction"]
     assert rows[0]["delay_s"] == pytest.approx(rows[0]["range_m"] / 299_792_458.0)
+
+
+def test_seasons_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("orbit", "seasons", "--sso", "650,18", "--start", "2026-06-01T00:00:00Z", "--days", "3", "--json") == 0
+    view = json.loads(capsys.readouterr().out)
+    assert list(view) == ["seasons", "days", "sunlit_fraction", "beta_min_deg", "beta_max_deg"]
+    (season,) = view["seasons"]
+    assert list(season) == ["start", "end", "eclipses", "longest_s", "longest_at"]
+    assert season["start"] < season["longest_at"] < season["end"] < "2026-06-04"
+    assert 43 <= season["eclipses"] <= 46
+    assert 0.7 < view["sunlit_fraction"] < 0.9
+    assert run("orbit", "seasons", "--sso", "650,18", "--start", "2026-10-01T00:00:00Z", "--days", "3") == 0
+    assert "no eclipse; in sunlight 100.00% of 3 days" in capsys.readouterr().out
+
+
+def test_every_orbit_command_reads_a_message_and_a_design(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = tmp_path / "sat.json"
+    message.write_text(json.dumps([PLAIN]))
+    common = ("--start", "2026-08-10T00:00:00Z", "--json")
+    for command in (
+        ("eclipses", "--hours", "1"),
+        ("passes", "--station", "40,116,0", "--hours", "1"),
+        ("track", "--station", "40,116,0", "--seconds", "1"),
+        ("seasons", "--days", "0.1"),
+    ):
+        for source in (("--omm", message), ("--sso", "600,10.5")):
+            assert run("orbit", *command, *source, *common) == 0
+            said = capsys.readouterr()
+            assert json.loads(said.out)
+            assert ("STARCLOUD-1: the elements are 14." in said.err) == (source[0] == "--omm")
+        assert run("orbit", *command, *common) == ExitCode.USAGE
+        assert run("orbit", *command, "--omm", message, "--sso", "600,6", *common) == ExitCode.USAGE
+        assert capsys.readouterr().err.count("exactly one of --tle FILE, --omm FILE, --sso ALT_KM,LTAN_H") == 2
+
+
+def test_elements_years_old_are_refused_and_name_their_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("orbit", "eclipses", "--tle", TLE, "--start", "2032-01-01T00:00:00Z") == ExitCode.USAGE
+    assert f"{TLE}: the elements of ref_qwen3" in capsys.readouterr().err
 
 
 def test_a_tle_with_a_bad_checksum_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
