@@ -72,6 +72,15 @@ class Network:
                 hint=f"a step of {self.step_s * cells / _MAX_CELLS:.0f} s, or fewer hours",
             )
 
+    def parts(self) -> tuple[Fleet, Ints]:
+        """The satellites on the time axis, and the links that the topology allows.
+
+        Raises UsageError for satellites in one place, a ring that the Earth blocks, outages of what is not there.
+        """
+        links = pairs(self.constellation, self.isl)
+        check_outages(self.constellation, links, self.isl)
+        return Fleet(self.constellation, self.start), links
+
 
 @dataclass(frozen=True, slots=True)
 class LinkSpan:
@@ -217,9 +226,7 @@ class Routes:
 
 def compile_routes(network: Network) -> Routes:
     """Routes of the whole span. Raises UsageError for satellites in one place, or a ring that the Earth blocks."""
-    fleet = Fleet(network.constellation, network.start)
-    links = pairs(network.constellation, network.isl)
-    check_outages(network.constellation, links, network.isl)
+    fleet, links = network.parts()
     t_s = np.append(np.arange(0.0, network.duration_s, network.step_s), network.duration_s)
     if len(t_s) > 2 and t_s[-1] - t_s[-2] < 1e-6:
         t_s = np.delete(t_s, -2)
