@@ -149,7 +149,7 @@ def _judge(record: Record, spec: CriterionSpec, reports: Mapping[str, str]) -> C
     if spec.clock_rate is not None and (rate is None or not math.isclose(rate, spec.clock_rate, rel_tol=1e-9)):
         found = "at an unknown clock rate" if rates is None else f"at clock rate {_range(*rates)}"
         return row("invalid", value, f"measured {found}, valid only at {spec.clock_rate:g}; {measured.evidence}", rate)
-    return row("pass" if _within(spec, value) else "fail", value, measured.evidence, rate)
+    return row("pass" if within(spec, value) else "fail", value, measured.evidence, rate)
 
 
 def _lacking(record: Record, spec: CriterionSpec) -> list[str]:
@@ -172,7 +172,8 @@ def _range(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _within(spec: CriterionSpec, value: Value) -> bool:
+def within(spec: CriterionSpec, value: Value) -> bool:
+    """Whether a value keeps the criterion's bounds."""
     if isinstance(spec.equals, bool) or isinstance(value, bool):
         return value is spec.equals
     if isinstance(spec.equals, str) or isinstance(value, str):

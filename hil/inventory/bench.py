@@ -45,6 +45,9 @@ class LinkWire(Strict):
     address: str = Field(pattern=r"^ssh://[^@]+@[^:/]+:\d+$")
     key: File
     known_hosts: File
+    rate_limit_bps: float | None = Field(
+        default=None, gt=0, description="what it was seen to carry, for `mission check`"
+    )
     uplink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
     downlink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
 

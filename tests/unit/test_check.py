@@ -1,0 +1,94 @@
+"""What `mission check` says of missions and benches that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hil.campaign.check import Finding, Place, check_mission
+from hil.inventory import load_bench, load_board_type, load_mission
+
+ROOT = Path(__file__).resolve().parents[2]
+BOARD = load_board_type(ROOT / "boards/virtual-arm64.yaml")
+ALL = frozenset({*BOARD.features, "console", "payload", "mgmt"})
+
+
+def check(tmp_path: Path, change: dict[str, Any], place: Place | None = None) -> dict[str, Finding]:
+    """The short mission, a day of it, with a case laid over it."""
+    data = yaml.safe_load((ROOT / "fixtures/missions/short.yaml").read_text())
+    data["orbit"]["tle"] = str(ROOT / "fixtures/tle" / Path(data["orbit"]["tle"]).name)
+    data["duration_h"] = 12
+    data["model"] = {"file": str(tmp_path / "absent.gguf"), "title": "none", "size_bytes": 98_000_000}
+    data["cases"] = {"it": change}
+    path = tmp_path / "mission.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return {item.what: item for item in check_mission(load_mission(path, "it"), BOARD, place)}
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    found = check(tmp_path, {"requires": ["thermal-chamber"]}, Place(ALL - {"payload"}))
+    assert found["features"].ok is False
+    assert found["features"].data["lacking"] == ["payload", "thermal-chamber"]
+    assert check(tmp_path, {}, Place(ALL))["features"].ok is True
+
+
+def test_an_upload_is_planned_with_the_size_of_an_absent_file(tmp_path: Path) -> None:
+    found = check(tmp_path, {})["upload fits the contacts"]
+    assert (found.ok, found.data["bytes"], found.data["contacts"]) == (True, 98_000_000 - 88_080_384, 1)
+    big = check(tmp_path, {"model": {"size_bytes": 5_000_000_000}})["upload fits the contacts"]
+    assert (big.ok, big.data["contacts"]) == (False, None)
+    assert check(tmp_path, {"model": {"size_bytes": None}})["upload fits the contacts"].ok is None
+
+
+def test_a_link_faster_than_the_emulator_is_said(tmp_path: Path) -> None:
+    found = check(tmp_path, {}, Place(ALL, 10e6))["link rates"]
+    assert (found.ok, found.data["needed_bps"]) == (False, 60 * 300e3)
+    assert check(tmp_path, {}, Place(ALL, 20e6))["link rates"].ok is True
+    assert check(tmp_path, {}, Place(ALL))["link rates"].ok is None
+
+
+def test_a_bus_that_would_harm_the_board_is_said(tmp_path: Path) -> None:
+    found = check(tmp_path, {"power": {"battery": {"cells_series": 5}}})["the bus within the board's voltages"]
+    assert found.ok is False
+    assert found.data["high_v"] == pytest.approx(21.0)
+
+
+def test_an_array_that_cannot_feed_the_load_is_said_in_watt_hours(tmp_path: Path) -> None:
+    found = check(tmp_path, {"power": {"array": {"bol_w": 12}}})["energy of an orbit at idle"]
+    assert found.ok is False
+    assert "Wh short" in found.found
+
+
+@pytest.mark.parametrize(
+    ("criterion", "ok", "why"),
+    [
+        ({"measure": "duty.bursts", "min": 1}, False, "no step gives duty.bursts; it takes one of duty_cycle"),
+        ({"measure": "upload.goodput_share", "min": 0.9, "clock_rate": 1}, False, "its step runs at 60"),
+        ({"measure": "power.max_w", "max": 12, "requires": ["fast-meter"]}, False, "the bench has no fast-meter"),
+        ({"measure": "timeline.sunlit_share", "min": 0.9}, False, "timeline.sunlit_share is 0.6"),
+        ({"measure": "timeline.passes_per_day", "min": 5}, True, "timeline.passes_per_day is"),
+        ({"measure": "reported.loss.last", "max": 1.5}, False, "its step is left out: the bench has no gpu"),
+        ({"measure": "boot.login_s.max", "max": 60, "clock_rate": 1}, None, ""),
+    ],
+)
+def test_a_criterion_that_cannot_be_shown_says_why(
+    tmp_path: Path, criterion: dict[str, Any], ok: bool | None, why: str
+) -> None:
+    run = {"name": "train", "argv": ["x"], "reports": {"loss": "nat"}, "requires": ["gpu"]}
+    steps = [{"boot": None}, {"upload": {"clock_rate": 60}}, {"run": run}, {"end": None}]
+    found = check(tmp_path, {"steps": steps, "criteria": [{"name": "it", **criterion}]}, Place(ALL))
+    if ok is None:
+        assert "criterion it" not in found
+        assert found["1 acceptance criteria"].ok is True
+    else:
+        assert found["criterion it"].ok is ok
+        assert why in found["criterion it"].found
+
+
+def test_the_place_is_that_of_the_bench_file() -> None:
+    place = Place.of(load_bench(ROOT / "fixtures/benches/virtual.yaml"))
+    assert place.features == ALL
+    assert place.link_limit_bps == 40e6
