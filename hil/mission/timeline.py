@@ -11,6 +11,8 @@ Columns over `contact_t_s` (one second apart within each serving span): `contact
 link window has no geometry, hence no rows here.
 Columns over `uplink_step_t_s` (and likewise for the downlink): `uplink_step_bps` (0: silence) and `uplink_step_loss`,
 each holding from its row to the next: fades, outages, acquisition and the ladder of the budget are all in them.
+Columns over `relay_t_s` (one second apart within each way through a constellation; none without a relay):
+`relay_delay_s`, what the links between satellites add to the ground leg, which the other columns describe.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from hil.mission.linkplan import Edge as Edge
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import Contact, contact_plan
 from hil.mission.radio import DIRECTIONS, OUTAGE, SPEED_OF_LIGHT_M_S, LinkEnvironment, one_way_delay_s
+from hil.mission.relay import Relay, RelayPlan
 from hil.mission.shadow import Eclipse, find_eclipses, plane_angle_deg, visible_fraction
 from hil.mission.solar_array import ArrayConfig
 from hil.mission.sun import AU_KM
@@ -59,6 +62,7 @@ EDGE_KINDS = (
     "outage_end",
     "aos",
     "handover",
+    "reroute",
     "rate",
     "burst_start",
     "outage_start",
@@ -72,6 +76,7 @@ _HASH_QUANTA = {
     "sunlit_fraction": 1e-4,
     "beta_deg": 1e-3,
     "contact_range_m": 10.0,
+    "relay_delay_s": 1e-7,
     "uplink_step_bps": 1.0,
     "downlink_step_bps": 1.0,
     "uplink_step_loss": 1e-6,
@@ -106,9 +111,14 @@ class MissionEnvironment:
     seed: int = 0
     step_s: float = 10.0
     faults: FaultPlan | None = None
+    relay: Relay | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", frames.utc(self.start))
+        if self.relay is not None and self.relay.orbit != self.orbit:
+            raise UsageError(f"mission {self.name}: its orbit is not that of the satellite its relay leads to")
+        if self.relay is not None and self.link.window is not None:
+            raise UsageError(f"mission {self.name}: a link window has no station for a relay to start from")
         if not 0 < self.duration_s <= 400 * frames.DAY_S:
             raise UsageError(f"mission {self.name}: duration_s is {self.duration_s}", hint="above zero, up to 400 days")
         if not 0.1 <= self.step_s <= 600:
@@ -127,6 +137,7 @@ class MissionEnvironment:
             "seed": self.seed,
             "step_s": self.step_s,
             "faults": None if self.faults is None else asdict(self.faults),
+            "relay": None if self.relay is None else self.relay.as_dict(),
         }
 
     @classmethod
@@ -150,6 +161,7 @@ class MissionEnvironment:
             ),
             seed=values["seed"],
             step_s=values["step_s"],
+            relay=values["relay"] and Relay.from_dict(values["relay"]),
             faults=plan and FaultPlan(**{**plan, "rates": tuple(FaultRate(**rate) for rate in plan["rates"])}),
         )
 
@@ -170,6 +182,8 @@ class Timeline:
     contact_elevation_deg: Floats
     contact_azimuth_deg: Floats
     contact_span: Floats
+    relay_t_s: Floats
+    relay_delay_s: Floats
     uplink_bps: Floats
     downlink_bps: Floats
     uplink_step_t_s: Floats
@@ -275,7 +289,10 @@ class Timeline:
         link = self.environment.link
         if link.window is not None:
             return link.window.one_way_delay_s + link.processing_s
-        return one_way_delay_s(_interpolate(self._fast.contact_t, self._fast.contact_range, t_s), link.processing_s)
+        delay_s = one_way_delay_s(_interpolate(self._fast.contact_t, self._fast.contact_range, t_s), link.processing_s)
+        if self._fast.relay_t:
+            delay_s += _interpolate(self._fast.relay_t, self._fast.relay_delay, t_s)
+        return delay_s
 
     def save(self, path: Path) -> None:
         """Write an .npz: the columns, and `meta` (JSON as bytes) with environment, edges, contacts, eclipses, hash."""
@@ -325,7 +342,8 @@ class Timeline:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("utc", *names))
         for row in zip(*(getattr(self, name).tolist() for name in names), strict=True):
-            writer.writerow((self.utc(row[0]), *("" if value != value else f"{value:.9g}" for value in row)))
+            cells = ("" if value != value else f"{value:.9g}" for value in row[1:])
+            writer.writerow((self.utc(row[0]), f"{row[0]:.6f}", *cells))
         return text.getvalue()
 
 
@@ -341,6 +359,8 @@ _COLUMNS = (
     "contact_elevation_deg",
     "contact_azimuth_deg",
     "contact_span",
+    "relay_t_s",
+    "relay_delay_s",
     "uplink_bps",
     "downlink_bps",
     "uplink_step_t_s",
@@ -378,6 +398,8 @@ class _Fast:
         "contact_t",
         "downlink",
         "edge_t",
+        "relay_delay",
+        "relay_t",
         "steps",
         "sunlit",
         "t_s",
@@ -390,6 +412,8 @@ class _Fast:
         self.array_w: list[float] = timeline.array_w.tolist()
         self.contact_t: list[float] = timeline.contact_t_s.tolist()
         self.contact_range: list[float] = timeline.contact_range_m.tolist()
+        self.relay_t: list[float] = timeline.relay_t_s.tolist()
+        self.relay_delay: list[float] = timeline.relay_delay_s.tolist()
         self.contact_start = [contact.aos_s for contact in timeline.contacts]
         self.uplink = _FastSteps(timeline, "uplink")
         self.downlink = _FastSteps(timeline, "downlink")
@@ -401,10 +425,13 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
     """Compute the mission's environment. Raises UsageError when the orbit cannot be propagated that far."""
     ephemeris = Ephemeris(environment.orbit, environment.start)
     end_s = environment.duration_s
-    contacts = _contacts(environment, ephemeris)
+    relay = environment.relay and environment.relay.plan(environment.stations, environment.start, end_s)
+    contacts = relay.contacts if relay else _contacts(environment, ephemeris)
     eclipses = find_eclipses(ephemeris, 0.0, end_s)
-    track = _contact_track(environment, ephemeris, contacts)
-    link = _link(environment, ephemeris, contacts, track)
+    served = relay or ephemeris  # whom the stations talk to
+    track = _contact_track(environment, served, contacts)
+    link = _link(environment, served, contacts, track, relay.reroutes if relay else ())
+    relay_t_s, relay_delay_s = relay.isl_track() if relay else (np.zeros(0), np.zeros(0))
     edges = _edges(environment, (*_eclipse_edges(eclipses), *link.edges))
 
     t_s = _grid(environment, edges, eclipses)
@@ -418,6 +445,8 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
         if array.distance_scaling:
             array_w = array_w * AU_KM**2 / (sun * sun).sum(axis=1)
     delay_s, elevation_deg = _path_columns(environment.link, t_s, contacts, track)
+    if relay:
+        delay_s = delay_s + relay.isl_delay_s(t_s)
     return Timeline(
         environment=environment,
         t_s=t_s,
@@ -426,6 +455,8 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
         beta_deg=plane_angle_deg(position, velocity, sun),
         delay_s=delay_s,
         elevation_deg=elevation_deg,
+        relay_t_s=relay_t_s,
+        relay_delay_s=relay_delay_s,
         uplink_bps=_held(link.steps["uplink"], t_s),
         downlink_bps=_held(link.steps["downlink"], t_s),
         edges=edges,
@@ -457,14 +488,20 @@ class _Link:
 
 
 def _link(
-    environment: MissionEnvironment, ephemeris: Ephemeris, contacts: tuple[Contact, ...], track: dict[str, Floats]
+    environment: MissionEnvironment,
+    served: Ephemeris | RelayPlan,
+    contacts: tuple[Contact, ...],
+    track: dict[str, Floats],
+    reroutes: tuple[float, ...],
 ) -> _Link:
     link, seed = environment.link, environment.seed
+    if environment.relay is not None:
+        link = link.capped(environment.relay.isl.rate_bps)
     spans = [span for contact in contacts for span in contact.spans]
     geometry = linkplan.Track(
         track["contact_t_s"], track["contact_range_m"], track["contact_elevation_deg"], track["contact_span"]
     )
-    rates = linkplan.rate_steps(link, contacts, geometry, ephemeris, environment.stations)
+    rates = linkplan.rate_steps(link, contacts, geometry, served, environment.stations)
     faded = linkplan.contact_fades(link, contacts, environment.start, seed)
     silent = outages(link.outages, link.random_outages, environment.duration_s, seed)
     return _Link(
@@ -476,6 +513,7 @@ def _link(
         },
         edges=(
             *linkplan.contact_edges(link, contacts),
+            *(Edge(t_s, "reroute") for t_s in reroutes),
             *linkplan.rate_edges(rates, spans),
             *linkplan.fade_edges(faded),
             *linkplan.outage_edges(silent),
@@ -543,7 +581,7 @@ def _grid(environment: MissionEnvironment, edges: tuple[Edge, ...], eclipses: tu
 
 
 def _contact_track(
-    environment: MissionEnvironment, ephemeris: Ephemeris, contacts: tuple[Contact, ...]
+    environment: MissionEnvironment, served: Ephemeris | RelayPlan, contacts: tuple[Contact, ...]
 ) -> dict[str, Floats]:
     """Range, elevation and azimuth through every serving span, a second apart: linear between rows to 0.05 us."""
     link = environment.link
@@ -562,7 +600,7 @@ def _contact_track(
         owner.append(np.full(count, float(index)))
     t_s = np.concatenate(times) if times else np.zeros(0)
     span_of = np.concatenate(owner) if owner else np.zeros(0)
-    position = ephemeris.itrf_m(t_s)
+    position = served.itrf_m(t_s)
     columns = {name: np.zeros_like(t_s) for name in ("range_m", "elevation_deg", "azimuth_deg")}
     names = np.array([span.label for span in spans])
     for name, station in by_name.items():
