@@ -20,6 +20,7 @@ from hil.mission.frames import Floats, Station, look
 from hil.mission.orbit import Ephemeris
 from hil.mission.passes import Contact
 from hil.mission.radio import DIRECTIONS, Channel, LinkBudget, LinkEnvironment
+from hil.mission.relay import RelayPlan
 from hil.mission.roots import crossings
 from hil.model import Direction, Span
 
@@ -80,7 +81,11 @@ def contact_edges(link: LinkEnvironment, contacts: Iterable[Contact]) -> Iterato
 
 
 def rate_steps(
-    link: LinkEnvironment, contacts: Sequence[Contact], track: Track, ephemeris: Ephemeris, stations: Sequence[Station]
+    link: LinkEnvironment,
+    contacts: Sequence[Contact],
+    track: Track,
+    served: Ephemeris | RelayPlan,
+    stations: Sequence[Station],
 ) -> dict[Direction, list[RateStep]]:
     """What each direction carries from when on, in order of time; fades and outages are not in it.
 
@@ -103,7 +108,7 @@ def rate_steps(
             found.append(RateStep(lock_s, *_rung(channel, first), index))
             brackets += [_Bracket(direction, index, span.label, *step) for step in walk]
         steps[direction] = found
-    for bracket, t_s in zip(brackets, _solve(link, brackets, ephemeris, stations), strict=True):
+    for bracket, t_s in zip(brackets, _solve(link, brackets, served, stations), strict=True):
         channel = link.channel(bracket.direction)
         steps[bracket.direction].append(RateStep(t_s, *_rung(channel, bracket.rung), bracket.span))
     return {direction: _distinct(sorted(found, key=lambda s: (s.span, s.t_s))) for direction, found in steps.items()}
@@ -229,7 +234,7 @@ def _walk(
 
 
 def _solve(
-    link: LinkEnvironment, brackets: Sequence[_Bracket], ephemeris: Ephemeris, stations: Sequence[Station]
+    link: LinkEnvironment, brackets: Sequence[_Bracket], served: Ephemeris | RelayPlan, stations: Sequence[Station]
 ) -> list[float]:
     """All crossings at once: the propagator is asked for every bracket in one call."""
     if not brackets:
@@ -244,7 +249,7 @@ def _solve(
     ]
 
     def above(t_s: Floats) -> Floats:
-        position = ephemeris.itrf_m(t_s)
+        position = served.itrf_m(t_s)
         signal_db = np.empty_like(t_s)
         for budget, station, rows in groups:
             seen = look(station, position[rows])

@@ -12,7 +12,7 @@ Rain is not in it: give it as other losses, or as outages. Doppler stays in the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ SPEED_OF_LIGHT_M_S = 299_792_458.0
 OUTAGE = LinkState(outage=True)
 DIRECTIONS: tuple[Direction, Direction] = ("uplink", "downlink")
 # The edges at which the state of a link jumps: whoever plays a timeline applies it anew at each of them.
-LINK_EDGES = frozenset({"aos", "los", "handover", "rate", "burst_start", "burst_end", "outage_start", "outage_end"})
+LINK_EDGES = frozenset(
+    {"aos", "los", "handover", "reroute", "rate", "burst_start", "burst_end", "outage_start", "outage_end"}
+)
 _BOLTZMANN_DB = 10.0 * math.log10(1.380649e-23)
 _LOWEST_SIN = math.sin(math.radians(1.0))
 
@@ -193,6 +195,16 @@ class LinkEnvironment:
     ) -> LinkEnvironment:
         """A link of two published rates, bits per second; `rest` are the fields that both directions share."""
         return cls(Channel(uplink_bps, loss=uplink_loss), Channel(downlink_bps, loss=downlink_loss), **rest)
+
+    def capped(self, rate_bps: float) -> LinkEnvironment:
+        """The same link behind something that carries no more than `rate_bps` in either direction."""
+
+        def less(channel: Channel) -> Channel:
+            if channel.rate_bps is not None:
+                return replace(channel, rate_bps=min(channel.rate_bps, rate_bps))
+            return replace(channel, max_rate_bps=min(channel.max_rate_bps or rate_bps, rate_bps))
+
+        return replace(self, uplink=less(self.uplink), downlink=less(self.downlink))
 
     def channel(self, direction: Direction) -> Channel:
         return self.uplink if direction == "uplink" else self.downlink
