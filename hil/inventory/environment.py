@@ -9,6 +9,7 @@ from hil.inventory import yaml_file
 from hil.inventory.board_type import BoardType
 from hil.inventory.mission import Mission, MissionFile
 from hil.inventory.mission_link import LinkPlan, LinkRates
+from hil.inventory.network import network
 from hil.inventory.orbit_file import read_orbit_file
 from hil.mission.battery import NMC_OCV
 from hil.mission.bursts import Bursts, RandomOutages
@@ -17,6 +18,8 @@ from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import Station
 from hil.mission.orbit import Orbit
 from hil.mission.radio import Channel, LinkBudget, LinkEnvironment, LinkWindow
+from hil.mission.relay import Relay
+from hil.mission.routes import Network
 from hil.mission.solar_array import ArrayConfig
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment
 from hil.model import Span
@@ -53,10 +56,20 @@ def _line(mission: Mission, *key: str) -> int:
     return lines.get(in_case, lines.get(key, 1))
 
 
+def constellation(mission: Mission) -> Network | None:
+    """What routes are compiled from; None when the mission has no constellation, or one without links.
+
+    Raises UsageError with file and line for satellites, links or outages that cannot be.
+    """
+    if mission.file.constellation is None:
+        return None
+    return network(mission, mission_orbit(mission), _stations(mission.file))
+
+
 def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
     """The environment of `mission` with `board` as its computer. Raises UsageError naming the file that is wrong."""
     file = mission.file
-    orbit = mission_orbit(mission)
+    relay = _relay(mission)
     power = file.power
     battery = power.battery
     shed = power.shed
@@ -65,18 +78,8 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
     try:
         return MissionEnvironment(
             name=mission.name,
-            orbit=orbit,
-            stations=tuple(
-                Station(
-                    name=name,
-                    latitude_deg=station.latitude_deg,
-                    longitude_deg=station.longitude_deg,
-                    altitude_m=station.altitude_m,
-                    mask_deg=station.mask_deg,
-                    mask_table=station.mask_table,
-                )
-                for name, station in file.stations.items()
-            ),
+            orbit=mission_orbit(mission) if relay is None else relay.orbit,
+            stations=_stations(file),
             start=mission.start,
             duration_s=file.duration_h * 3600.0,
             link=_link(file.link),
@@ -104,9 +107,32 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
             ),
             seed=file.seed,
             faults=_faults(file),
+            relay=relay,
         )
     except UsageError as error:
         raise UsageError(f"{mission.path}: {error.message}", hint=error.hint) from None
+
+
+def _relay(mission: Mission) -> Relay | None:
+    """What leads to the board's satellite, when that is one of a constellation."""
+    plan = mission.file.constellation
+    if plan is None or plan.target is None or (links := constellation(mission)) is None:
+        return None
+    return Relay(links.constellation, links.isl, plan.target, links.step_s)
+
+
+def _stations(file: MissionFile) -> tuple[Station, ...]:
+    return tuple(
+        Station(
+            name=name,
+            latitude_deg=station.latitude_deg,
+            longitude_deg=station.longitude_deg,
+            altitude_m=station.altitude_m,
+            mask_deg=station.mask_deg,
+            mask_table=station.mask_table,
+        )
+        for name, station in file.stations.items()
+    )
 
 
 def _faults(file: MissionFile) -> FaultPlan | None:

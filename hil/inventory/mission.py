@@ -16,7 +16,7 @@ from hil import paths
 from hil.errors import UsageError
 from hil.inventory import yaml_file
 from hil.inventory.bench import Name
-from hil.inventory.mission_constellation import Constellation
+from hil.inventory.mission_constellation import ConstellationPlan
 from hil.inventory.mission_faults import FaultPlan
 from hil.inventory.mission_link import LinkPlan
 from hil.inventory.mission_orbit import OrbitSource, Station, Utc
@@ -74,7 +74,7 @@ class MissionFile(Strict):
     start: Utc
     duration_h: Positive
     orbit: OrbitSource
-    constellation: Constellation | None = None
+    constellation: ConstellationPlan | None = None
     stations: dict[Name, Station] = Field(default_factory=dict, description="none only with a link window")
     link: LinkPlan
     power: PowerPlan

@@ -42,7 +42,7 @@ class IslPlan(Strict):
         return self
 
 
-class Constellation(Strict):
+class ConstellationPlan(Strict):
     """Satellites spread evenly from the mission's orbit, which is the first of the first plane, or those of `omm`.
 
     Walker notation i:T/P/F: T = planes x satellites_per_plane, F = phasing. `raan_spread_deg` 360 is a delta pattern,
@@ -62,7 +62,7 @@ class Constellation(Strict):
     step_s: float = Field(default=60.0, ge=1, le=300)
 
     @model_validator(mode="after")
-    def _whole(self) -> Constellation:
+    def _whole(self) -> ConstellationPlan:
         if (self.satellites_per_plane is None) == (self.omm is None):
             raise ValueError("give exactly one of satellites_per_plane, omm")
         if self.omm is not None and self.planes != 1:

@@ -6,18 +6,17 @@ import math
 
 from hil.errors import UsageError
 from hil.inventory import yaml_file
-from hil.inventory.environment import mission_orbit
 from hil.inventory.mission import Mission
-from hil.inventory.mission_constellation import Constellation as ConstellationPlan
-from hil.inventory.mission_constellation import IslPlan
+from hil.inventory.mission_constellation import ConstellationPlan, IslPlan
 from hil.mission.constellation import Constellation
 from hil.mission.frames import Station
 from hil.mission.isl import IslConfig, IslOutage
+from hil.mission.orbit import Orbit
 from hil.mission.routes import Network
 
 
-def constellation(mission: Mission) -> Network | None:
-    """The satellites, links and stations of `mission`; None when it has no constellation, or one without links.
+def network(mission: Mission, orbit: Orbit, stations: tuple[Station, ...]) -> Network | None:
+    """The satellites and links of `mission`, made from `orbit`; None without a constellation, or one without links.
 
     Raises UsageError with file and line for a pattern that cannot be: phasing, satellites in one place, a ring that
     the Earth blocks, outages of what does not exist.
@@ -26,18 +25,7 @@ def constellation(mission: Mission) -> Network | None:
     plan = file.constellation
     if plan is None or plan.isl is None:
         return None
-    stations = tuple(
-        Station(
-            name=name,
-            latitude_deg=station.latitude_deg,
-            longitude_deg=station.longitude_deg,
-            altitude_m=station.altitude_m,
-            mask_deg=station.mask_deg,
-            mask_table=station.mask_table,
-        )
-        for name, station in file.stations.items()
-    )
-    satellites = _satellites(mission, plan)
+    satellites = _satellites(mission, plan, orbit)
     try:
         found = Network(
             constellation=satellites,
@@ -59,10 +47,10 @@ def constellation(mission: Mission) -> Network | None:
     return found
 
 
-def _satellites(mission: Mission, plan: ConstellationPlan) -> Constellation:
+def _satellites(mission: Mission, plan: ConstellationPlan, orbit: Orbit) -> Constellation:
     if plan.omm is None:
         return Constellation.walker(
-            mission_orbit(mission),
+            orbit,
             plan.planes,
             plan.satellites_per_plane or 1,
             phasing=plan.phasing,
