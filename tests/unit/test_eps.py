@@ -225,10 +225,16 @@ def test_halving_the_step_changes_little() -> None:
 @settings(max_examples=15, deadline=None)
 @given(configs, st.floats(1, 15), st.floats(0, 30))
 def test_halving_the_step_changes_the_charge_in_proportion(config: EpsConfig, board_w: float, array_w: float) -> None:
-    """For every kind of battery, bus and array: O(dt). A collapse is a switch, not a slope: left out."""
+    """For every kind of battery, bus and array: O(dt).
+
+    Left out: a collapse, and a battery without resistance, whose charge ends at once: both are switches, not slopes.
+    """
+    config = replace(
+        config, initial_soc=0.7, capacity_ah=config.capacity_ah + 3, resistance_ohm=0.02 + config.resistance_ohm
+    )
     ends = []
     for substep_s in (4.0, 2.0, 1.0):
-        model = EpsModel(replace(config, max_substep_s=substep_s, initial_soc=0.7, capacity_ah=config.capacity_ah + 3))
+        model = EpsModel(replace(config, max_substep_s=substep_s))
         if model.step(600.0, board_w, array_w).collapsed:
             return
         ends.append(model.state.soc)
