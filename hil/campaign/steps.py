@@ -30,6 +30,7 @@ from hil.inventory.mission_steps import (
 )
 from hil.mission.passes import Contact
 from hil.mission.shadow import Eclipse
+from hil.model import Span
 
 # Mission seconds before AOS at which a skip lands, so that the edge itself is flown, not jumped over.
 LEAD_S = 1.0
@@ -43,6 +44,7 @@ ECLIPSE_LEAD_S = 60.0
 EDGE_PATIENCE_S = 600.0
 # Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
 AFTER_LOS_S = 0.3
+FILLER = "The satellite passed over the station and told it what it had seen. "
 ShellError = (ShellLost, ShellTimeout)
 
 
@@ -110,13 +112,15 @@ def upload(flying: Flying, step: UploadStep) -> None:
         contact = _next_contact(flying)
         windows += 1
         # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
-        begin_s = contact.los_s - step.contact_share * contact.duration_s
-        flying.go_to(begin_s - LEAD_S, "next contact")
+        up = opening(flying, contact)
+        end_s = up.end_s
+        begin_s = end_s - step.contact_share * (end_s - contact.aos_s)
+        flying.go_to(max(begin_s, up.start_s - flying.mission.file.link.acquisition_s) - LEAD_S, "next contact")
         rate = flying.clock(step.clock_rate, cause="upload")
         _await_link(flying)
         started_s = time.monotonic()
         attempts = len(send.attempts)
-        cut = _upload_window(flying, send, contact)
+        cut = _upload_window(flying, send, end_s)
         ended_s = time.monotonic()
         flying.flight.clock(1.0, cause="upload window over")  # not flying.clock: the window is told before the end
         attempt = send.attempts[-1] if len(send.attempts) > attempts else None
@@ -134,9 +138,9 @@ def upload(flying: Flying, step: UploadStep) -> None:
             wall_s=ended_s - started_s,
             t_start_mono=started_s,
             t_end_mono=ended_s,
-            contact_s=contact.los_s - begin_s,
+            contact_s=end_s - begin_s,
             clock_rate=rate,
-            rate_bps=flying.mission.file.link.uplink.rate_bps,
+            rate_bps=round(flying.timeline.mean_rate_bps("uplink", begin_s, end_s), 3),
         )
         flying.say(
             f"  window {windows}, {contact.station}: {offset / 1e6:.1f} of {send.total / 1e6:.1f} MB"
@@ -173,10 +177,10 @@ def _preload(flying: Flying, send: Upload, count: int) -> int:
     return send.run(flying.board.shell, stall_s=30.0, stop=enough, on_progress=progress).offset
 
 
-def _upload_window(flying: Flying, send: Upload, contact: Contact) -> bool:
+def _upload_window(flying: Flying, send: Upload, end_s: float) -> bool:
     """Send until done or loss of signal; True when the link went away in mid-transfer."""
     state = flying.flight.state()
-    los_mono = time.monotonic() + (contact.los_s - state["t_mission"]) / state["rate"]
+    los_mono = time.monotonic() + (end_s - state["t_mission"]) / state["rate"]
     stop = threading.Event()
     shell: Shell | None = None
 
@@ -243,15 +247,16 @@ def query(flying: Flying, step: QueryStep) -> None:
     """Ask every prompt, `repeat` times round, over the payload link at clock rate 1, inside contacts."""
     rule = Admission(step.first_estimate_s, step.admit_margin_s)
     contact = enter_contact(flying)
-    for prompt in step.prompts * step.repeat:
-        while not rule.admits(contact.los_s - flying.flight.state()["t_mission"]):
+    for text in step.prompts * step.repeat:
+        prompt = padded(text, step.pad_to_bytes)
+        while not rule.admits(opening(flying, contact).end_s - flying.flight.state()["t_mission"]):
             contact = enter_contact(flying)
         predicted_s = None if rule.margin_s is None else rule.predicted_s
         try:
             result = _ask(flying, prompt, step.max_tokens, step.timeout_s, step="query", predicted_s=predicted_s)
         except llm.LinkLost as error:
             t_mission = flying.flight.state()["t_mission"]
-            if predicted_s is None or t_mission < contact.los_s:
+            if predicted_s is None or t_mission < opening(flying, contact).end_s:
                 raise  # nobody promised that it would end in time, or it was not loss of signal that ended it
             flying.event("query_lost", prompt_sha256=_sha256(prompt), predicted_s=predicted_s, message=error.message)
             flying.say(f"  {prompt!r} was let start and lost the signal: predicted {predicted_s:.1f} s")
@@ -260,12 +265,18 @@ def query(flying: Flying, step: QueryStep) -> None:
         flying.answers.setdefault(f"{prompt}|{step.max_tokens}", result.answer)
 
 
+def padded(prompt: str, size: int | None) -> str:
+    """The prompt after as much filler as makes it `size` bytes long; as it is when it is longer or no size is given."""
+    missing = (size or 0) - len(prompt.encode())
+    return prompt if missing <= 0 else (FILLER * (missing // len(FILLER) + 1))[: missing - 1] + "\n" + prompt
+
+
 def check(flying: Flying, step: CheckStep) -> None:
     """After the cut: wait for the board that booted by itself, start the server, ask the first prompt again."""
     first = next(item.query for item in flying.mission.file.steps if item.query is not None)
     serve(flying, ServeStep())
     enter_contact(flying)
-    prompt = first.prompts[0]
+    prompt = padded(first.prompts[0], first.pad_to_bytes)
     result = _ask(flying, prompt, first.max_tokens, first.timeout_s, step="check")
     same = result.answer == flying.answers.get(f"{prompt}|{first.max_tokens}")
     flying.event("recovered", identical_answer=same, answer_sha256=_sha256(result.answer))
@@ -328,7 +339,7 @@ def _letter(flying: Flying, step: LossOfSignalStep) -> None:
     address = flying.payload.address
     base = f"http://{address}:{MAILBOX_PORT}"
     contact = _current_contact(flying)
-    flying.go_to(contact.los_s - step.before_los_s, "towards loss of signal")
+    flying.go_to(opening(flying, contact).end_s - step.before_los_s, "towards loss of signal")
     identity = uuid.uuid4().hex
     asked_at = flying.flight.state()["t_mission"]
     ground, seed = flying.connect_payload, flying.mission.file.seed
@@ -508,12 +519,23 @@ def _power(flying: Flying) -> dict[str, Any]:
 def _next_contact(flying: Flying) -> Contact:
     """The next contact that has not begun and is long enough to be worth it."""
     now = flying.flight.state()["t_mission"]
+    acquisition_s = flying.mission.file.link.acquisition_s
     for contact in flying.timeline.contacts:
         if contact.aos_s > now and contact.duration_s >= SHORTEST_CONTACT_S:
-            return contact
+            up = flying.timeline.opening(contact)
+            if up is not None and up.duration_s + acquisition_s >= SHORTEST_CONTACT_S:
+                return contact
     raise BenchError(
         f"no contact of at least {SHORTEST_CONTACT_S:g} s is left in the mission's time span", hint="raise duration_h"
     )
+
+
+def opening(flying: Flying, contact: Contact) -> Span:
+    """From when to when the link is up in a contact: a link budget opens it after lock and closes it before LOS."""
+    up = flying.timeline.opening(contact)
+    if up is None:
+        raise BenchError(f"the link to {contact.station} never comes up", hint="`hil mission compile` lists the rates")
+    return up
 
 
 def _current_contact(flying: Flying) -> Contact:
@@ -548,7 +570,7 @@ def enter_contact(flying: Flying) -> Contact:
     contact = _next_contact(flying)
     flying.clock(1.0, cause="query")
     # The modem's acquisition is dead time at rate 1: land shortly before its end, so that the edge itself is flown.
-    flying.go_to(contact.aos_s + flying.mission.file.link.acquisition_s - LEAD_S, "next contact")
+    flying.go_to(opening(flying, contact).start_s - LEAD_S, "next contact")
     _await_link(flying)
     flying.event("contact", station=contact.station, aos_s=contact.aos_s, los_s=contact.los_s)
     flying.say(f"  in contact with {contact.station}")

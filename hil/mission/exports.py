@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.errors import UsageError
-from hil.mission.radio import DIRECTIONS, SPEED_OF_LIGHT_M_S
+from hil.mission.radio import DIRECTIONS, LINK_EDGES
 from hil.mission.solar_array import sas_rows
 from hil.mission.timeline import Timeline, compile_timeline
 from hil.model import Direction, LinkState, Span
@@ -171,7 +171,8 @@ def ion_contact_plan(timeline: Timeline) -> str:
             lines.append(f"a contact +{item.start_s} +{item.end_s} {source} {target} {math.floor(item.rate_bps / 8)}")
     for span in _spans(timeline):
         start_s, end_s = max(math.floor(span.start_s), 0), math.ceil(min(span.end_s, timeline.duration_s))
-        light_s = max(1, math.ceil(_longest_delay_s(timeline, span)))
+        # one second at least: a light time of 0 is not one that a router can plan with
+        light_s = max(1, math.ceil(max(map(timeline.delay_at, _instants(span)))))
         lines.append(f"a range +{start_s} +{end_s} {SATELLITE_NODE} {nodes[span.label]} {light_s}")
     return "\n".join(lines) + "\n"
 
@@ -219,12 +220,9 @@ SUFFIXES = (".npz", *_TEXTS)
 def _played(timeline: Timeline, directions: Iterable[Direction]) -> Iterator[tuple[float, tuple[LinkState, ...]]]:
     """The instants at which something changes, each with the states from then on; in contacts once a second."""
     wanted = tuple(directions)
-    times = {0.0}
-    for direction in wanted:
-        times.update(getattr(timeline, f"{direction}_step_t_s").tolist())
+    times = {0.0, *(edge.t_s for edge in timeline.edges if edge.kind in LINK_EDGES)}
     for span in _spans(timeline):
-        count = math.ceil(span.duration_s / _TRACE_STEP_S)
-        times.update(span.start_s + index * _TRACE_STEP_S for index in range(count))
+        times.update(_instants(span))
     before: tuple[LinkState, ...] | None = None
     for t_s in sorted(t for t in times if 0.0 <= t < timeline.duration_s):
         link = timeline.link_at(t_s)
@@ -265,12 +263,9 @@ def _nodes(timeline: Timeline) -> dict[str, int]:
     return {name: SATELLITE_NODE + 1 + index for index, name in enumerate(names)}
 
 
-def _longest_delay_s(timeline: Timeline, span: Span) -> float:
-    link = timeline.environment.link
-    if link.window is not None:
-        return link.window.one_way_delay_s + link.processing_s
-    within = (timeline.contact_t_s >= span.start_s) & (timeline.contact_t_s <= span.end_s)
-    return float(timeline.contact_range_m[within].max()) / SPEED_OF_LIGHT_M_S + link.processing_s
+def _instants(span: Span) -> list[float]:
+    """Once a second through a span, its end left out."""
+    return [span.start_s + index * _TRACE_STEP_S for index in range(math.ceil(span.duration_s / _TRACE_STEP_S))]
 
 
 def _csv(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

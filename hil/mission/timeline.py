@@ -235,7 +235,7 @@ class Timeline:
         (up_bps, up_loss), (down_bps, down_loss) = self._fast.uplink.at(t_s), self._fast.downlink.at(t_s)
         if not up_bps and not down_bps:
             return {"uplink": OUTAGE, "downlink": OUTAGE}
-        delay_s, jitter_s = self._delay_s(t_s), self.environment.link.jitter_s
+        delay_s, jitter_s = self.delay_at(t_s), self.environment.link.jitter_s
         return {
             "uplink": LinkState(delay_s, jitter_s, up_loss, up_bps * rate_scale) if up_bps else OUTAGE,
             "downlink": LinkState(delay_s, jitter_s, down_loss, down_bps * rate_scale) if down_bps else OUTAGE,
@@ -266,6 +266,26 @@ class Timeline:
                 spans.append(Span(low, high))
         return tuple(spans)
 
+    def opening(self, contact: Contact) -> Span | None:
+        """From the first to the last instant of a contact at which the link is up; None when it never is.
+
+        A fixed rate is up from the modem's lock to LOS; a budget comes later and goes earlier than that.
+        """
+        spans = self.open_spans(contact.aos_s, contact.los_s)
+        return Span(spans[0].start_s, spans[-1].end_s, contact.station) if spans else None
+
+    def mean_rate_bps(self, direction: Direction, start_s: float, end_s: float) -> float:
+        """Mean rate of the time in which one direction carries anything within [start_s, end_s); 0 when it never does.
+
+        For a fixed rate it is that rate, whatever fades and outages did.
+        """
+        t_s, rate_bps, loss = (getattr(self, f"{direction}_step_{name}") for name in ("t_s", "bps", "loss"))
+        if not len(t_s) or end_s <= start_s:
+            return 0.0
+        held_s = np.diff(np.clip(np.append(t_s, np.inf), start_s, end_s)) * ((rate_bps > 0.0) & (loss < 1.0))
+        carried_s = float(held_s.sum())
+        return float((held_s * rate_bps).sum()) / carried_s if carried_s > 0 else 0.0
+
     def contact_at(self, t_s: float) -> Contact | None:
         """The contact in progress, or None."""
         index = bisect_right(self._fast.contact_start, t_s) - 1
@@ -285,7 +305,8 @@ class Timeline:
                 return self.edges[index]
         return None
 
-    def _delay_s(self, t_s: float) -> float:
+    def delay_at(self, t_s: float) -> float:
+        """One-way delay of the serving path, seconds; means something within contacts only."""
         link = self.environment.link
         if link.window is not None:
             return link.window.one_way_delay_s + link.processing_s

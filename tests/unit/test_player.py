@@ -17,6 +17,8 @@ from hil.bench import player as module
 from hil.bench.player import BOTH_OUT, NO_EMULATION, LinkOwner, Played, Player, drifted, next_due
 from hil.errors import BenchError
 from hil.mission.clock import MissionClock
+from hil.mission.radio import LINK_EDGES
+from hil.mission.timeline import EDGE_KINDS
 from hil.model import Applied, Direction, LinkState
 
 
@@ -171,6 +173,35 @@ def test_edges_are_played_at_their_instants_with_the_rate_scaled_and_the_delay_n
         assert flight.box.closed
         assert flight.box.cleared == 1
 
+    run(scenario())
+
+
+class Weather(Sky):
+    """A tenth of a second apart, every kind of edge that a link has; each finds a loss of its own on the link."""
+
+    def __init__(self) -> None:
+        self.aos, self.los = 0.0, 100.0
+        self.edges = tuple(Edge(0.2 + 0.1 * index, kind) for index, kind in enumerate(sorted(LINK_EDGES)))
+
+    def link_at(self, t_s: float, rate_scale: float = 1.0) -> dict[Direction, LinkState]:
+        seen = sum(edge.t_s <= t_s for edge in self.edges)
+        state = LinkState(delay_s=0.01, loss=seen / 100, rate_bps=300e3 * rate_scale)
+        return {"uplink": state, "downlink": state}
+
+
+def test_every_kind_of_link_edge_reaches_the_link_at_its_instant() -> None:
+    async def scenario() -> None:
+        async with Flying(Weather(), Box()) as flight:
+            await flight.passed(len(LINK_EDGES))
+        assert [kind for kind, _ in flight.log.edges] == sorted(LINK_EDGES)
+        for index, (kind, played) in enumerate(flight.log.edges):
+            assert played is not None, kind
+            assert played.cause == kind
+            assert played.states["uplink"].loss == (index + 1) / 100
+            scheduled_s = played.applied["uplink"].scheduled_s - flight.clock.segments[0].wall_start_s
+            assert scheduled_s == pytest.approx(0.2 + 0.1 * index, abs=1e-6)
+
+    assert set(EDGE_KINDS) >= LINK_EDGES
     run(scenario())
 
 

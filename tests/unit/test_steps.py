@@ -16,6 +16,7 @@ from hil.campaign.admission import Admission
 from hil.errors import BenchError, BoardError, UsageError
 from hil.inference.client import LinkLost
 from hil.inventory.mission_steps import CruiseStep, DutyCycleStep, QueryStep, RunStep
+from hil.model import Span
 
 
 def flying(power: str, t_mission: float, *, modelled: bool = True) -> Any:
@@ -179,6 +180,7 @@ class Sky:
         self.asked: list[float] = []
         self.flying: Any = SimpleNamespace(
             flight=SimpleNamespace(state=lambda: {"t_mission": self.now}),
+            timeline=SimpleNamespace(opening=lambda contact: Span(contact.los_s - 60.0, contact.los_s)),
             answers={},
             event=lambda kind, **fields: self.events.append((kind, fields)),
             say=lambda line: None,
@@ -341,3 +343,12 @@ def test_a_cruise_rides_out_a_load_shed(monkeypatch: pytest.MonkeyPatch) -> None
     endurance.cruise(sky.flying, CruiseStep(orbits=2, clock_rate=60))
     assert (sky.events[-1]["sheds"], sky.events[-1]["boots_after_shed"], sky.boots) == (1, 1, 1)
     assert 1.0 in sky.rates[:-1], "a board boots at clock rate 1"
+
+
+def test_a_prompt_is_padded_to_its_size() -> None:
+    assert steps.padded("Hi?", None) == "Hi?"
+    assert steps.padded("Hi?", 2) == "Hi?"
+    for size in (4, 64, 1024, 4096):
+        told = steps.padded("Hi?", size)
+        assert len(told.encode()) == size
+        assert told.endswith("\nHi?")
