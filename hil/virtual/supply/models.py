@@ -5,10 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hil.errors import UsageError
-from hil.virtual.supply import rigol
+from hil.virtual.supply import (
+    bk,
+    chroma,
+    ea,
+    itech,
+    keysight,
+    keysight_solar,
+    korad,
+    rigol,
+    rohde_schwarz,
+    siglent,
+    tdk,
+    tti,
+)
 from hil.virtual.supply.instrument import SupplyModel
 
-MODELS: Mapping[str, SupplyModel] = {model.name: model for maker in (rigol,) for model in maker.MODELS}
+MODELS: Mapping[str, SupplyModel] = {
+    model.name: model
+    for maker in (
+        rigol,
+        keysight,
+        siglent,
+        rohde_schwarz,
+        tti,
+        korad,
+        bk,
+        itech,
+        ea,
+        tdk,
+        chroma,
+        keysight_solar,
+    )
+    for model in maker.MODELS
+}
 
 
 def supply_model(name: str) -> SupplyModel:
