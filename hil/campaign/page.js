@@ -13,6 +13,7 @@
     for (const line of box.querySelectorAll(".cursor")) { line.setAttribute("x1", data.x[at]); line.setAttribute("x2", data.x[at]); }
     readout.replaceChildren();
     const head = document.createElement("b"); head.textContent = "mission time " + clock(data.mission[at]); readout.append(head);
+    if (data.start_ms !== undefined) head.append(" · " + new Date(data.start_ms + data.mission[at] * 1000).toISOString().slice(0, 19) + "Z");
     const table = document.createElement("table"); readout.append(table);
     for (const item of data.series) {
       const row = table.insertRow(), name = document.createElement("th"); name.textContent = item.label; row.append(name);

@@ -9,7 +9,7 @@ import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from hil.model import Span
 
 WIDTH, LEFT, RIGHT = 1080.0, 58.0, 12.0
 BREAK = 13.0  # width of a cut in the axis, where mission time was skipped
+LETTER = 6.9  # width of a letter of a legend, about: the widest of the fonts that the page may get
 _LEAST_SKIP_S = 1.0
 
 Style = Literal["line", "dashed", "area"]
@@ -201,7 +202,7 @@ def render(axis: Axis, panel: Panel, shades: Sequence[Band], lines: Sequence[flo
 
 def strip(axis: Axis, tracks: Sequence[Track], events: Sequence[tuple[float, str]]) -> str:
     """Rows of labelled blocks (steps, clock rate, light, link, output) and the numbered events above them."""
-    row, top = 21.0, 44.0
+    row, top = 21.0, 44.0 if events else 4.0
     height = top + row * len(tracks) + 4
     out = [_open(height, "Phases of the flight", ", ".join(track.title for track in tracks))]
     for index, track in enumerate(tracks):
@@ -217,7 +218,7 @@ def strip(axis: Axis, tracks: Sequence[Track], events: Sequence[tuple[float, str
                     )
                     if width > 6.2 * len(span.label) + 6:
                         out.append(
-                            f'<text class="on-{band.css}" x="{x + width / 2:.1f}" y="{y + 12.5:.1f}">'
+                            f'<text class="on on-{band.css}" x="{x + width / 2:.1f}" y="{y + 12.5:.1f}">'
                             f"{html.escape(span.label)}</text>"
                         )
     last = [-99.0, -99.0]
@@ -256,6 +257,29 @@ def time_axis(axis: Axis) -> str:
                 out.append(f'<text class="tick mid" x="{x:.1f}" y="17">{clock_text(mission)}</text>')
                 free = x + 28
     return "".join((*out, "</svg>"))
+
+
+def readings(axis: Axis, panels: Sequence[Panel]) -> dict[str, Any]:
+    """What the cursor reads out: the middle of each column's envelope."""
+    borders = list(axis.columns())
+    middles = np.concatenate([(part[:-1] + part[1:]) / 2 for part in borders])
+    told = []
+    for panel in panels:
+        for series in panel.series:
+            values = np.concatenate([sum(envelope(series, part)) / 2 for part in borders])
+            told.append(
+                {
+                    "label": f"{panel.title}, {series.label}",
+                    "unit": panel.unit,
+                    "v": [round(float(v), panel.digits) if math.isfinite(v) else None for v in values],
+                }
+            )
+    return {
+        "width": WIDTH,
+        "x": [round(axis.x(float(t_s)), 1) for t_s in middles],
+        "mission": [round(axis.mission_s(float(t_s)), 1) for t_s in middles],
+        "series": told,
+    }
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -394,7 +418,7 @@ def _legend(panel: Panel) -> str:
     x = WIDTH - RIGHT
     for series in reversed(panel.series):
         out.append(f'<text class="key end" x="{x:.1f}" y="15">{html.escape(series.label)}</text>')
-        x -= 6.3 * len(series.label)  # about what the font needs; the sample line keeps its distance
+        x -= LETTER * len(series.label)  # about what the font needs; the sample line keeps its distance
         out.append(f'<path class="s{series.colour} {series.style}" d="M{x - 28:.1f} 11.5H{x - 8:.1f}"/>')
         x -= 44
     return "".join(out)

@@ -65,7 +65,7 @@ def render(record: Record, judged: VerdictFile, mission: MissionFile) -> str:
         provenance="".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in _flat(record.provenance)),
         footer=_text(f"hil {record.provenance.get('hil', '')} · run {record.directory.name}"),
         # `</` would end the script element.
-        data=json.dumps(_readings(axis, panels), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        data=json.dumps(plot.readings(axis, panels), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )
 
 
@@ -314,29 +314,6 @@ def _stretches(t_s: Floats, flags: Any, label: str) -> Iterable[Span]:
     """Wall spans in which flags hold; each lasts until the next sample."""
     for first, last in spans(flags):
         yield Span(float(t_s[first]), float(t_s[min(last + 1, len(t_s) - 1)]), label)
-
-
-def _readings(axis: Axis, panels: Sequence[Panel]) -> dict[str, Any]:
-    """What the cursor reads out: the middle of each column's envelope."""
-    borders = list(axis.columns())
-    middles = np.concatenate([(part[:-1] + part[1:]) / 2 for part in borders])
-    told = []
-    for panel in panels:
-        for series in panel.series:
-            values = np.concatenate([sum(plot.envelope(series, part)) / 2 for part in borders])
-            told.append(
-                {
-                    "label": f"{panel.title}, {series.label}",
-                    "unit": panel.unit,
-                    "v": [round(float(v), panel.digits) if math.isfinite(v) else None for v in values],
-                }
-            )
-    return {
-        "width": plot.WIDTH,
-        "x": [round(axis.x(float(t_s)), 1) for t_s in middles],
-        "mission": [round(axis.mission_s(float(t_s)), 1) for t_s in middles],
-        "series": told,
-    }
 
 
 def _events(record: Record) -> list[tuple[float, str]]:

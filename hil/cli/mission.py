@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hil.cli.options import FIXTURES, bench_option, board_option, json_option, print_json, the_bench
-from hil.errors import ExitCode
+from hil.cli.options import FIXTURES, VIRTUAL_BENCH, bench_option, board_option, json_option, print_json, the_bench
+from hil.errors import ExitCode, HilError, UsageError
 
 if TYPE_CHECKING:
+    from hil.campaign.overview import Overview
     from hil.inventory import BoardType, Mission
+    from hil.mission.timeline import Timeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+SHIPPED = FIXTURES / "missions"
+_SUFFIXES = (".yaml", ".yml")
+
 
 def _mission_argument(function: F) -> F:
-    return click.argument("mission_file", metavar="MISSION", type=click.Path(dir_okay=False, path_type=Path))(function)
+    case = click.option("--case", metavar="NAME", help="one of the mission's cases (also MISSION#NAME)")
+    return click.argument("mission_file", metavar="MISSION", type=click.Path(dir_okay=False, path_type=Path))(
+        case(function)
+    )
 
 
-def _load(mission_file: Path) -> Mission:
-    """A path, or the bare name of a mission that comes with hil."""
+def _span_options(what: str) -> Callable[[F], F]:
+    def add(function: F) -> F:
+        until = click.option("--until", metavar="T", help=f"{what} ends there")
+        begin = click.option("--from", "start", metavar="T", help=f"{what} begins at hours into the mission, or at UTC")
+        return begin(until(function))
+
+    return add
+
+
+def _load(mission_file: Path, case: str | None = None) -> Mission:
+    """A path, or the bare name of a mission that comes with hil; `#CASE` at its end chooses a case."""
     from hil.inventory import load_mission
 
-    shipped = FIXTURES / "missions" / f"{mission_file}.yaml"
-    return load_mission(shipped if not mission_file.exists() and shipped.is_file() else mission_file)
+    name, _, chosen = (mission_file.name, "", "") if mission_file.exists() else mission_file.name.partition("#")
+    path, case = mission_file.with_name(name), case or chosen or None
+    if path.is_file():
+        return load_mission(path, case)
+    shipped = SHIPPED / f"{name}.yaml"
+    if len(path.parts) == 1 and shipped.is_file():
+        return load_mission(shipped, case)
+    known = [item.stem for item in sorted(SHIPPED.glob("*.yaml"))]
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"no mission {mission_file}", hint=f"{hint}`hil mission list` names those that come with hil")
 
 
 def _board_type(bench_file: str | None, board_name: str | None) -> BoardType:
@@ -38,43 +65,180 @@ def _board_type(bench_file: str | None, board_name: str | None) -> BoardType:
     return load_board_type(FIXTURES.parent / "boards" / "virtual-arm64.yaml")
 
 
+def _compile(item: Mission, bench_file: str | None, board_name: str | None) -> Timeline:
+    from hil.inventory.environment import environment
+    from hil.mission.timeline import compile_timeline
+
+    return compile_timeline(environment(item, _board_type(bench_file, board_name)))
+
+
+def _overview(item: Mission) -> Overview:
+    """What the mission is; what to be careful about goes to standard error, once a command."""
+    from hil.campaign.overview import overview
+
+    told = overview(item)
+    for caution in told.cautions:
+        click.echo(f"warning: {caution}", err=True)
+    return told
+
+
 @click.group()
 def mission() -> None:
     """List, check, compile and fly missions."""
 
 
 @mission.command("list")
+@click.argument("places", nargs=-1, metavar="[FILE|DIRECTORY]...", type=click.Path(exists=True, path_type=Path))
 @json_option
-def list_(as_json: bool) -> None:
-    """The missions that come with hil."""
-    rows = [_load(path) for path in sorted((FIXTURES / "missions").glob("*.yaml"))]
+def list_(places: tuple[Path, ...], as_json: bool) -> int:
+    """The missions that come with hil, or those in files and directories."""
+    rows: list[dict[str, Any]] = []
+    bad: list[dict[str, str]] = []
+    for path in _mission_files(places or (SHIPPED,)):
+        try:
+            rows.append(_row(_load(path)))
+        except HilError as error:  # one bad file must not hide the others
+            bad.append({"path": str(path), "error": str(error)})
     if as_json:
-        print_json({"missions": [{"name": m.name, "title": m.file.title, "path": str(m.path)} for m in rows]})
-        return
-    for item in rows:
-        click.echo(f"{item.name:24} {item.file.title}")
+        print_json({"missions": rows, "unreadable": bad})
+    else:
+        for row in rows:
+            _print_row(row)
+        for item in bad:
+            click.echo(f"hil: {item['error']}", err=True)
+    return int(ExitCode.USAGE if bad else ExitCode.PASS)
+
+
+def _mission_files(places: tuple[Path, ...]) -> Iterator[Path]:
+    for place in places:
+        if place.is_dir():
+            yield from sorted(path for path in place.iterdir() if path.suffix in _SUFFIXES)
+        else:
+            yield place
+
+
+def _row(item: Mission) -> dict[str, Any]:
+    from hil.campaign.overview import overview
+    from hil.mission.frames import utc_text
+
+    file, told = item.file, overview(item)
+    return {
+        "name": item.name,
+        "title": file.title,
+        "path": str(item.path),
+        "orbit": told.orbit,
+        "elements": told.elements,
+        "start": utc_text(file.start),
+        "duration_h": file.duration_h,
+        "stations": list(file.stations),
+        "steps": [step.kind for step in file.steps],
+        "cases": list(file.cases),
+        "model": file.model.title,
+        "model_file": str(file.model.file),
+        "model_present": file.model.file.is_file(),
+    }
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    stations = f"{len(row['stations'])} station{'' if len(row['stations']) == 1 else 's'}"
+    facts = [row["orbit"], row["elements"], f"{row['duration_h']:g} h", stations]
+    facts += [f"cases {', '.join(row['cases'])}"] if row["cases"] else []
+    click.echo(click.style(row["name"], bold=True) + f"  {row['title']}")
+    click.echo(f"    {' · '.join(facts)}")
+    click.echo(f"    {' → '.join(row['steps'])}")
+    click.echo(f"    model {'present' if row['model_present'] else 'ABSENT'}: {row['model']}\n")
 
 
 @mission.command()
 @_mission_argument
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw it: .html, .svg or .png")
+@_span_options("the plot")
+@bench_option
+@board_option
 @json_option
-def show(mission_file: Path, as_json: bool) -> None:
-    """Steps, criteria, sources and assumptions of a mission."""
-    item = _load(mission_file)
-    file = item.file
+def show(
+    mission_file: Path,
+    case: str | None,
+    plot: Path | None,
+    start: str | None,
+    until: str | None,
+    bench_file: str | None,
+    board_name: str | None,
+    as_json: bool,
+) -> None:
+    """Steps, criteria, sources and assumptions of a mission; with --plot what its sky and power do."""
+    item = _load(mission_file, case)
+    told = _overview(item)
+    if plot is not None:
+        _plot(item, plot, start, until, bench_file, board_name)
+    elif start or until:
+        raise UsageError("--from and --until bound a plot", hint="add --plot FILE.html")
     if as_json:
-        print_json(file.model_dump(mode="json", by_alias=True, exclude_unset=True))
-        return
-    click.echo(f"{file.title}  ({item.path})")
-    click.echo(f"start {file.start:%Y-%m-%dT%H:%M:%SZ}, {file.duration_h:g} h, stations {', '.join(file.stations)}")
-    click.echo(f"model {file.model.title}")
-    click.echo(f"steps {' -> '.join(step.kind for step in file.steps)}")
+        print_json(_shown(item, told, plot))
+    elif plot is not None:
+        click.echo(f"wrote {plot}")
+    else:
+        _print_mission(item, told)
+
+
+def _plot(
+    item: Mission, plot: Path, start: str | None, until: str | None, bench_file: str | None, board_name: str | None
+) -> None:
+    from hil.campaign import mission_plot
+    from hil.campaign.pace import Pace
+
+    mission_plot.check_path(plot)
+    span = Pace.of(item, start=start, until=until)
+    timeline = _compile(item, bench_file, board_name)
+    mission_plot.write(plot, item, timeline, start_s=span.start_s, end_s=span.until_s)
+
+
+def _shown(item: Mission, told: Overview, plot: Path | None) -> dict[str, Any]:
+    """The mission file's own keys, and under `derived` what follows from it."""
+    from datetime import timedelta
+
+    from hil.mission.frames import utc_text
+
+    file = item.file
+    return {
+        **file.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        "start": utc_text(file.start),
+        "derived": {
+            "path": str(item.path),
+            "end": utc_text(file.start + timedelta(hours=file.duration_h)),
+            "orbit": told.orbit,
+            "elements": told.elements,
+            "elements_epoch": told.epoch,
+            "elements_age_days": None if told.age_days is None else round(told.age_days, 3),
+            "model_present": file.model.file.is_file(),
+            "warnings": list(told.cautions),
+            "plot": None if plot is None else str(plot),
+        },
+    }
+
+
+def _print_mission(item: Mission, told: Overview) -> None:
+    file = item.file
+    click.echo(click.style(file.title, bold=True) + f"  ({item.path}{f', case {file.case}' if file.case else ''})")
+    facts = (
+        ("start", f"{file.start:%Y-%m-%dT%H:%M:%SZ}, {file.duration_h:g} h"),
+        ("orbit", f"{told.orbit}; {told.elements}"),
+        ("stations", ", ".join(file.stations)),
+        ("model", f"{file.model.title}{'' if file.model.file.is_file() else f' (ABSENT: {file.model.file})'}"),
+        ("steps", " → ".join(step.kind for step in file.steps)),
+        ("cases", ", ".join(file.cases)),
+    )
+    for name, fact in facts:
+        if fact:
+            click.echo(f"{name:9} {fact}")
     for heading, lines in (
         ("criteria", [f"{c.name}: {c.measure} {_bound(c)}" for c in file.criteria]),
         ("sources", file.sources),
         ("assumptions", file.assumptions),
+        ("unknown", file.unknown),
     ):
-        click.echo(f"\n{heading}")
+        if lines:
+            click.echo(f"\n{heading}")
         for line in lines:
             click.echo(f"  - {line}")
 
@@ -84,52 +248,77 @@ def show(mission_file: Path, as_json: bool) -> None:
 @bench_option
 @board_option
 @json_option
-def check(mission_file: Path, bench_file: str | None, board_name: str | None, as_json: bool) -> int:
+def check(mission_file: Path, case: str | None, bench_file: str | None, board_name: str | None, as_json: bool) -> int:
     """Whether the mission is sound and what it needs: contacts, eclipses, energy, model file."""
-    from hil.campaign.check import check_mission
+    from hil.campaign.check import Place, check_mission
 
-    item = _load(mission_file)
-    findings = check_mission(item, _board_type(bench_file, board_name))
+    item = _load(mission_file, case)
+    told = _overview(item)
+    place = Place.of(the_bench(bench_file or str(VIRTUAL_BENCH)), board_name if bench_file else None)
+    findings = check_mission(item, _board_type(bench_file, board_name), place)
     if as_json:
         print_json(
-            {"mission": item.name, "findings": [{"ok": f.ok, "what": f.what, "found": f.found} for f in findings]}
+            {
+                "mission": item.name,
+                "case": item.file.case,
+                "findings": [{"ok": f.ok, "what": f.what, "found": f.found, "data": f.data} for f in findings],
+                "warnings": list(told.cautions),
+            }
         )
     else:
+        marks = {True: "ok ", False: "NO ", None: "?  "}
         for finding in findings:
-            click.echo(f"{'ok ' if finding.ok else 'NO '} {finding.what}: {finding.found}")
-    return int(ExitCode.PASS if all(finding.ok for finding in findings) else ExitCode.FAIL)
+            click.echo(f"{marks[finding.ok]} {finding.what}: {finding.found}")
+    return int(ExitCode.FAIL if any(finding.ok is False for finding in findings) else ExitCode.PASS)
 
 
 @mission.command("compile")
 @_mission_argument
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline: .npz or .csv")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline; the name's end says how"
+)
 @bench_option
 @board_option
 @json_option
 def compile_(
-    mission_file: Path, out: Path | None, bench_file: str | None, board_name: str | None, as_json: bool
+    mission_file: Path,
+    case: str | None,
+    out: Path | None,
+    bench_file: str | None,
+    board_name: str | None,
+    as_json: bool,
 ) -> None:
     """Compute passes, eclipses, delay, rate and array power ahead of the flight."""
-    from hil.errors import UsageError
-    from hil.inventory.environment import environment
-    from hil.mission.timeline import compile_timeline
+    from hil.mission import exports
 
-    if out is not None and out.suffix not in {".npz", ".csv"}:
-        raise UsageError(f"--out {out}: unknown kind of file", hint="end the name in .npz or .csv")
-    timeline = compile_timeline(environment(_load(mission_file), _board_type(bench_file, board_name)))
-    if out is not None and out.suffix == ".npz":
-        timeline.save(out)
-    elif out is not None:
-        out.write_text(timeline.to_csv(), encoding="utf-8")
-    summary = {
+    if out is not None and not out.name.endswith(exports.SUFFIXES):
+        raise UsageError(f"--out {out}: unknown format", hint=f"end the name with one of {', '.join(exports.SUFFIXES)}")
+    item = _load(mission_file, case)
+    told = _overview(item)
+    timeline = _compile(item, bench_file, board_name)
+    if out is not None:
+        exports.write(timeline, out)
+    if as_json:
+        print_json(_summary(timeline, told, out))
+    else:
+        _print_summary(timeline, told, out)
+
+
+def _summary(timeline: Timeline, told: Overview, out: Path | None) -> dict[str, Any]:
+    def utc(t_s: float | None) -> str | None:
+        return None if t_s is None else timeline.utc(t_s)
+
+    return {
         "mission": timeline.environment.name,
         "hash": timeline.hash,
         "start": timeline.utc(0.0),
         "end": timeline.utc(timeline.duration_s),
+        "orbit": told.orbit,
+        "elements_age_days": None if told.age_days is None else round(told.age_days, 3),
         "contacts": [
             {
-                "aos": timeline.utc(item.aos_s),
-                "los": timeline.utc(item.los_s),
+                "aos": utc(item.aos_s),
+                "los": utc(item.los_s),
                 "stations": [span.label for span in item.spans],
                 "max_elevation_deg": round(item.max_elevation_deg, 3),
             }
@@ -137,33 +326,68 @@ def compile_(
         ],
         "eclipses": [
             {
-                "penumbra_entry": timeline.utc(item.penumbra_entry_s),
-                "penumbra_exit": timeline.utc(item.penumbra_exit_s),
+                name: utc(getattr(item, f"{name}_s"))
+                for name in ("penumbra_entry", "umbra_entry", "umbra_exit", "penumbra_exit")
             }
             for item in timeline.eclipses
         ],
+        "edges": len(timeline.edges),
+        "warnings": list(told.cautions),
+        "out": None if out is None else str(out),
     }
-    if as_json:
-        print_json(summary)
-        return
-    click.echo(f"{summary['mission']}  {summary['start']} to {summary['end']}  hash {timeline.hash[:16]}")
-    click.echo(f"{len(timeline.contacts)} contacts, {len(timeline.eclipses)} eclipses, {len(timeline.edges)} edges")
+
+
+def _print_summary(timeline: Timeline, told: Overview, out: Path | None) -> None:
+    begin, end = timeline.utc(0.0), timeline.utc(timeline.duration_s)
+    click.echo(f"{timeline.environment.name}  {begin} to {end}  hash {timeline.hash[:16]}")
+    click.echo(f"{told.orbit}; {told.elements}")
+    contact_min = sum(item.duration_s for item in timeline.contacts) / 60.0
+    eclipse_min = max((item.duration_s for item in timeline.eclipses), default=0.0) / 60.0
+    click.echo(
+        f"{len(timeline.contacts)} contacts ({contact_min:.0f} min), {len(timeline.eclipses)} eclipses "
+        f"(longest {eclipse_min:.1f} min), {len(timeline.edges)} edges"
+    )
     for contact in timeline.contacts:
-        stations = " -> ".join(span.label for span in contact.spans)
+        stations = " → ".join(span.label for span in contact.spans)
         aos = timeline.utc(contact.aos_s)
         click.echo(f"  {aos}  {contact.duration_s:5.0f} s  {contact.max_elevation_deg:4.0f}°  {stations}")
+    if out is not None:
+        click.echo(f"wrote {out}")
 
 
 @mission.command()
 @_mission_argument
 @bench_option
 @board_option
+@click.option("--rate", type=float, metavar="K", help="clock rate of steps that scale time; gaps are flown at it too")
+@click.option("--contacts-only", is_flag=True, help="skip the gaps between contacts, also with --rate and in cruises")
+@_span_options("the flight")
 @click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True)
-def fly(mission_file: Path, bench_file: str | None, board_name: str | None, runs: Path) -> int:
-    """Fly a mission on a board; exit code is the verdict's."""
+def fly(
+    mission_file: Path,
+    case: str | None,
+    bench_file: str | None,
+    board_name: str | None,
+    rate: float | None,
+    contacts_only: bool,
+    start: str | None,
+    until: str | None,
+    runs: Path,
+) -> int:
+    """Fly a mission on a board; exit code is the verdict's.
+
+    Without --rate every step has the rate of the mission file, and the time between what the steps do is skipped. With
+    it, steps that scale time run at K and the gaps are flown at K. What needs real time keeps it: boots, loading,
+    questions, load shedding. T is hours into the mission (12.5) or UTC (2026-03-20T00:00:00Z); what is in progress at
+    --until, a contact's upload or a question, is finished first.
+    """
+    from hil.campaign.pace import Pace
     from hil.cli.flight_display import fly_with_display
 
-    finished = fly_with_display(the_bench(bench_file), _load(mission_file), board_name=board_name, runs=runs)
+    item = _load(mission_file, case)
+    pace = Pace.of(item, rate=rate, contacts_only=contacts_only, start=start, until=until)
+    _overview(item)
+    finished = fly_with_display(the_bench(bench_file), item, board_name=board_name, runs=runs, pace=pace)
     return int(finished.exit_code)
 
 
