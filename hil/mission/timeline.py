@@ -275,16 +275,16 @@ class Timeline:
         return Span(spans[0].start_s, spans[-1].end_s, contact.station) if spans else None
 
     def mean_rate_bps(self, direction: Direction, start_s: float, end_s: float) -> float:
-        """Mean rate of the time in which one direction carries anything within [start_s, end_s); 0 when it never does.
+        """Mean rate of the time in which one direction is not silent within [start_s, end_s); 0 when it always is.
 
         For a fixed rate it is that rate, whatever fades and outages did.
         """
-        t_s, rate_bps, loss = (getattr(self, f"{direction}_step_{name}") for name in ("t_s", "bps", "loss"))
+        t_s, rate_bps = (getattr(self, f"{direction}_step_{name}") for name in ("t_s", "bps"))
         if not len(t_s) or end_s <= start_s:
             return 0.0
-        held_s = np.diff(np.clip(np.append(t_s, np.inf), start_s, end_s)) * ((rate_bps > 0.0) & (loss < 1.0))
-        carried_s = float(held_s.sum())
-        return float((held_s * rate_bps).sum()) / carried_s if carried_s > 0 else 0.0
+        held_s = np.diff(np.clip(np.append(t_s, np.inf), start_s, end_s)) * (rate_bps > 0.0)
+        open_s = float(held_s.sum())
+        return float((held_s * rate_bps).sum()) / open_s if open_s > 0 else 0.0
 
     def contact_at(self, t_s: float) -> Contact | None:
         """The contact in progress, or None."""
