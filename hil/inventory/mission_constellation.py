@@ -34,6 +34,7 @@ class IslPlan(Strict):
     max_range_km: Positive | None = None
     grazing_altitude_km: float = Field(default=80.0, ge=0)
     outages: tuple[IslOutagePlan, ...] = ()
+    reacquire_after_eclipse: bool = Field(default=False, description="acquisition_s again after each eclipse of an end")
 
     @model_validator(mode="after")
     def _reach(self) -> IslPlan:

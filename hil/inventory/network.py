@@ -72,6 +72,7 @@ def _isl(plan: IslPlan) -> IslConfig:
         processing_s=plan.processing_s,
         max_range_km=plan.max_range_km,
         grazing_altitude_km=plan.grazing_altitude_km,
+        reacquire_after_eclipse=plan.reacquire_after_eclipse,
         outages=tuple(
             IslOutage(
                 satellite=item.satellite,

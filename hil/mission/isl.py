@@ -37,6 +37,7 @@ class IslConfig:
     `mesh` every pair within `max_range_km`. A link works while its length is at most `max_range_km` and the straight
     line stays `grazing_altitude_km` above a sphere of the equatorial radius, and not before `acquisition_s` after it
     (re)appeared. Links that are there when the mission starts are taken as locked. `processing_s` is added per link.
+    `reacquire_after_eclipse`: a terminal that comes out of the Earth's shadow (end of the penumbra) has to lock anew.
     """
 
     rate_bps: float
@@ -46,6 +47,7 @@ class IslConfig:
     grazing_altitude_km: float = 80.0
     processing_s: float = 0.0
     outages: tuple[IslOutage, ...] = ()
+    reacquire_after_eclipse: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.rate_bps < 1e14:

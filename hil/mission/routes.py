@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -28,7 +29,9 @@ from hil.mission import frames
 from hil.mission.constellation import Constellation, Fleet, Ints
 from hil.mission.frames import Floats, Station, look
 from hil.mission.isl import IslConfig, check_outages, geometry, margin_km, pairs
+from hil.mission.orbit import Ephemeris
 from hil.mission.roots import crossings, maxima
+from hil.mission.shadow import find_eclipses
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
 SPEED_OF_LIGHT_KM_S = SPEED_OF_LIGHT_M_S / 1_000.0
@@ -375,6 +378,8 @@ class _States:
                 self._queue.append((outage.start_s, int(row), -2))
                 if outage.end_s < math.inf:
                     self._queue.append((outage.end_s, int(row), 2))
+        if network.isl.reacquire_after_eclipse:
+            self._queue += self._eclipse_exits(network)
 
     def begin(self, clear: Bools) -> None:
         """The mission starts: links that are there are locked, outages that start now have been there before."""
@@ -426,6 +431,14 @@ class _States:
             return np.nonzero((links[:, 0] == min(satellite, other)) & (links[:, 1] == max(satellite, other)))[0]
         legs = len(links) + np.arange(len(self._stations)) * self._count + satellite
         return np.concatenate([np.nonzero((links == satellite).any(axis=1))[0], legs])
+
+    def _eclipse_exits(self, network: Network) -> Iterator[tuple[float, int, int]]:
+        """Every link of a satellite that comes out of the shadow breaks for no time at all, and has to lock again."""
+        for satellite, orbit in enumerate(network.constellation.orbits):
+            rows = np.nonzero((self._links == satellite).any(axis=1))[0].tolist()
+            for eclipse in find_eclipses(Ephemeris(orbit, network.start), 0.0, network.duration_s):
+                if 0.0 < eclipse.penumbra_exit_s < network.duration_s:
+                    yield from ((eclipse.penumbra_exit_s, row, what) for row in rows for what in (-2, 2))
 
     def _span(self, row: int, start_s: float, end_s: float) -> LinkSpan:
         if row < len(self._links):

@@ -21,6 +21,7 @@ from hil.mission.isl import IslConfig, IslOutage
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import find_passes
 from hil.mission.routes import GROUND, UNREACHABLE, LinkSpan, Network, Routes, compile_routes
+from hil.mission.shadow import find_eclipses
 
 TLE = (Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle").read_text()
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -255,6 +256,24 @@ def test_an_outage_ends_with_a_new_acquisition() -> None:
     assert spans[3, 4] == [(0.0, 1_000.0), (2_015.0, 21_600.0)]
     assert spans[7, 8] == [(515.0, 21_600.0)]
     assert spans[5, 6] == [(0.0, 21_600.0)]
+
+
+def test_links_lock_again_after_every_eclipse() -> None:
+    isl = IslConfig(1e9, acquisition_s=15.0, reacquire_after_eclipse=True)
+    routes = compile_routes(network(isl=isl))
+    exits = {
+        k: [e.penumbra_exit_s for e in find_eclipses(Ephemeris(orbit, START), 0.0, 21_600.0)]
+        for k, orbit in enumerate(RING.orbits)
+    }
+    assert all(len(times) >= 3 for times in exits.values())
+    for a, b in routes.links.tolist():
+        breaks = sorted(t for t in (*exits[a], *exits[b]) if t < 21_600.0)
+        spans = [s for s in routes.link_spans if (s.a, s.b) == (a, b)]
+        assert [s.end_s for s in spans] == [*breaks, 21_600.0]
+        assert [s.start_s for s in spans] == [0.0, *(t + 15.0 for t in breaks)]
+    # the ground legs know nothing of it
+    legs = [s for s in routes.link_spans if s.a == GROUND]
+    assert legs == [s for s in compile_routes(network()).link_spans if s.a == GROUND]
 
 
 def test_spans_use_a_way_only_while_all_its_links_work(ring: Routes, shell: Routes) -> None:
