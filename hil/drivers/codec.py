@@ -196,7 +196,7 @@ def parse_word(reply: str, form: Reply, ch: int) -> str:
     if form.form in ("bits", "byte"):
         value = parse_register(reply, form.form) >> (form.masks[ch - 1] if form.masks else 0)
         for mask, name in form.words:
-            if isinstance(mask, int) and (value & mask if mask else True):
+            if isinstance(mask, int) and value & mask == mask:
                 return name
     else:
         word = reply.strip().upper()

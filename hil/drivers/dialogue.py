@@ -128,7 +128,12 @@ class Dialogue:
         if capabilities.limits != "ask":
             return capabilities
         found: dict[int, ChannelRange] = {}
+        count = len(capabilities.channels)
+        if self.dialect.has("channel_count"):
+            count = int((yield from self.value("channel_count")))
         for ch, known in capabilities.channels.items():
+            if ch > count:
+                break
             volts = yield from self.value("max_voltage", ch)
             amperes = yield from self.value("max_current", ch)
             ovp_v = (yield from self.value("max_ovp", ch)) if self.dialect.has("max_ovp") else known.ovp_max_v

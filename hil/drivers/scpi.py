@@ -268,7 +268,7 @@ class ScpiSupply:
                 self._need(can.opp, "over-power protection over remote")
                 wanted.append(("opp", _within("opp level", opp_w, 0.0, math.inf, 0.1, "W"), 0.1, "W"))
             if ocp_delay_s is not None:
-                self._need(can.ocp_delay, "an over-current delay that can be set")
+                self._need(can.ocp_delay, "over-current delay that can be set")
             for name, level, step, unit in wanted:
                 await self._protect(ch, name, level, step, unit)
             if ocp_delay_s is not None:
@@ -352,7 +352,7 @@ class ScpiSupply:
         async with self._turn:
             span = self.capabilities.watchdog
             if span is None:
-                self._need(False, "an output watchdog")
+                self._need(False, "output watchdog")
                 return
             delay_s = _within("watchdog delay", delay_s, span.delay_min_s, span.delay_max_s, 1.0, "s")
             await self._arm(delay_s)
@@ -361,7 +361,7 @@ class ScpiSupply:
     async def disarm_watchdog(self) -> None:
         """Switch the instrument's watchdog off and read that back."""
         async with self._turn:
-            self._need(self.capabilities.watchdog is not None, "an output watchdog")
+            self._need(self.capabilities.watchdog is not None, "output watchdog")
             await self._run(self._talk.tell("set_watchdog", on=False))
             if await self._run(self._talk.flag("get_watchdog")):
                 raise ReadbackError(f"the watchdog of {self.address} stays armed")

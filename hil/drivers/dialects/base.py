@@ -30,6 +30,7 @@ Operation = Literal[
     "take_remote",
     "get_remote",
     "release_remote",
+    "channel_count",
     "max_voltage",
     "max_current",
     "max_ovp",
@@ -108,9 +109,9 @@ class Reply:
 
     `text`, `switch` (ON/OFF/1/0), `numbers` (exactly `count`, comma-separated, or the groups of `pattern`), `bits` (an
     integer, decimal or `0x…`), `byte` (one raw byte as an integer). For `bits` and `byte` asked as a switch, `masks`
-    holds the mask of each channel (one for all if there is only one). `words` maps what the instrument says (a word, or
-    a mask as an integer) to what we call it; masks are tried in order. `length` is the number of bytes of a reply
-    without terminator (-1: the line falls silent), `stray` how many more may follow it.
+    holds the mask of each channel (one for all if there is only one). `words` maps what the instrument says to what we
+    call it: a word, or a mask of which all bits must be set; they are tried in order. `length` is the number of bytes
+    of a reply without terminator (-1: the line falls silent), `stray` how many more may follow it.
     """
 
     form: Literal["text", "switch", "numbers", "bits", "byte"] = "text"

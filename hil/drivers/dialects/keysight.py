@@ -1,0 +1,204 @@
+"""Keysight E36300 and N6700/N6705, and the solar-array simulators E4360 and MP4300: channel lists behind every command.
+
+What bites: clearing a protection restores the output as it was before the trip; any message on any interface feeds the
+N6700's watchdog; after the watchdog's trip `OUTP?` may still say 1, and bit 2048 of the questionable register tells.
+The array simulators take the four corner values in ONE message: sent one by one they make four curves, and a set that
+makes no curve leaves the old one in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hil.drivers.dialects.base import (
+    COMMON,
+    ONE,
+    SWITCH,
+    Capabilities,
+    Command,
+    Dialect,
+    ListLimits,
+    Operation,
+    Reply,
+    Watchdog,
+    bit,
+    channel,
+    channels,
+    manual,
+    table,
+    unverified,
+)
+
+_OV, _OC, _PROT = 1, 2, 2048
+#: Bits of a summary register as in the whole E36xx family: 1 means the voltage is not held, 2 the current is not.
+_ISUM = Reply("bits", words=((3, "UR"), (1, "CC"), (2, "CV")))
+
+_CHANNEL_LIST: Mapping[Operation, Command] = table(
+    COMMON,
+    {
+        "set_voltage": manual("VOLT {v},(@{ch})"),
+        "set_current": manual("CURR {a},(@{ch})"),
+        "get_voltage": manual("VOLT? (@{ch})", ONE),
+        "get_current": manual("CURR? (@{ch})", ONE),
+        "set_output": manual("OUTP {state},(@{ch})"),
+        "get_output": manual("OUTP? (@{ch})", SWITCH),
+        "measure_voltage": manual("MEAS:VOLT? (@{ch})", ONE),
+        "measure_current": manual("MEAS:CURR? (@{ch})", ONE),
+        "set_ovp_level": manual("VOLT:PROT {v},(@{ch})"),
+        "get_ovp_level": manual("VOLT:PROT? (@{ch})", ONE),
+        "set_ocp_state": manual("CURR:PROT:STAT {state},(@{ch})"),
+        "get_ocp_state": manual("CURR:PROT:STAT? (@{ch})", SWITCH),
+    },
+)
+
+
+def _e36300(name: str, *ratings: tuple[float, float]) -> tuple[str, Capabilities]:
+    ranges = [channel(v, a, over=1.03, ovp_v=v * 1.1) for v, a in ratings]
+    record = Capabilities(
+        model=name,
+        channels=channels(*ranges),
+        ovp=True,
+        ocp=True,
+        ocp_follows_limit=True,
+        command_s=0.01,
+        source="unverified",
+    )
+    return rf"^Keysight Technologies,{name},", record
+
+
+KEYSIGHT_E36300 = Dialect(
+    name="keysight-e36300",
+    title="Keysight E36300 series",
+    quirks=frozenset({"clear_restores_output"}),
+    models=(
+        _e36300("E36311A", (6, 5), (25, 1), (25, 1)),
+        _e36300("E36312A", (6, 5), (25, 1), (25, 1)),
+        _e36300("E36313A", (6, 10), (25, 2), (25, 2)),
+    ),
+    commands=table(
+        _CHANNEL_LIST,
+        {
+            "ovp_tripped": manual("VOLT:PROT:TRIP? (@{ch})", SWITCH),
+            "ocp_tripped": manual("CURR:PROT:TRIP? (@{ch})", SWITCH),
+            "clear_ovp": unverified("OUTP:PROT:CLE (@{ch})"),
+            "clear_ocp": unverified("OUTP:PROT:CLE (@{ch})"),
+            "regulation": manual("STAT:QUES:INST:ISUM{ch}:COND?", _ISUM, "the meaning of its bits"),
+        },
+    ),
+)
+
+#: The mainframe is the same whatever modules it holds: their limits are asked, four channels at most.
+_N6700 = Capabilities(
+    model="N6700",
+    channels=channels(*(channel(0, 0) for _ in range(4))),
+    limits="ask",
+    ovp=True,
+    ocp=True,
+    ocp_follows_limit=True,
+    ocp_delay=True,
+    watchdog=Watchdog(1, 3600),
+    lists=ListLimits(512, 0.0, 262.144, 1e-6),
+    command_s=0.005,
+    source="manual",
+)
+
+KEYSIGHT_N6700 = Dialect(
+    name="keysight-n6700",
+    title="Keysight N6700 and N6705 modular systems",
+    quirks=frozenset({"clear_restores_output", "output_reply_lies"}),
+    models=((r"^(Keysight|Agilent) Technologies,N670[0-9][A-D],", _N6700),),
+    commands=table(
+        _CHANNEL_LIST,
+        {
+            "channel_count": unverified("SYST:CHAN?", ONE),
+            "max_voltage": unverified("VOLT? MAX,(@{ch})", ONE),
+            "max_current": unverified("CURR? MAX,(@{ch})", ONE),
+            "set_ocp_delay": manual("CURR:PROT:DEL {t},(@{ch})"),
+            "get_ocp_delay": manual("CURR:PROT:DEL? (@{ch})", ONE),
+            "ovp_tripped": unverified("STAT:QUES:COND? (@{ch})", bit(_OV), "the over-voltage bit"),
+            "ocp_tripped": unverified("STAT:QUES:COND? (@{ch})", bit(_OC), "the over-current bit"),
+            "watchdog_tripped": manual("STAT:QUES:COND? (@{ch})", bit(_PROT)),
+            "abort_list": unverified("ABOR:TRAN (@{ch})"),
+            "clear_ovp": manual("OUTP:PROT:CLE (@{ch})"),
+            "clear_ocp": manual("OUTP:PROT:CLE (@{ch})"),
+            "regulation": manual(
+                "STAT:OPER:COND? (@{ch})", Reply("bits", words=((1, "CV"), (2, "CC"), (0, "UR"))), "its bits"
+            ),
+            "set_watchdog": manual("OUTP:PROT:WDOG {state}"),
+            "get_watchdog": manual("OUTP:PROT:WDOG?", SWITCH),
+            "set_watchdog_delay": manual("OUTP:PROT:WDOG:DEL {t}"),
+            "get_watchdog_delay": manual("OUTP:PROT:WDOG:DEL?", ONE),
+        },
+    ),
+)
+
+_SAS: Mapping[Operation, Command] = table(
+    {operation: unverified(command.text, command.reply) for operation, command in _CHANNEL_LIST.items()},
+    COMMON,
+    {
+        "channel_count": unverified("SYST:CHAN?", ONE),
+        "max_voltage": unverified("VOLT? MAX,(@{ch})", ONE),
+        "max_current": unverified("CURR? MAX,(@{ch})", ONE),
+        "ovp_tripped": unverified("STAT:QUES:COND? (@{ch})", bit(_OV)),
+        "ocp_tripped": unverified("STAT:QUES:COND? (@{ch})", bit(_OC)),
+        "clear_ovp": unverified("OUTP:PROT:CLE (@{ch})"),
+        "clear_ocp": unverified("OUTP:PROT:CLE (@{ch})"),
+        "sas_mode": manual("CURR:MODE? (@{ch})", Reply(words=(("FIX", "FIXED"), ("FIXED", "FIXED"), ("SAS", "SAS")))),
+        "sas_enter": manual("CURR:MODE SAS,(@{ch})"),
+        "sas_leave": manual("CURR:MODE FIX,(@{ch})"),
+        "sas_curve": manual(
+            "CURR:SAS:ISC {isc},(@{ch});IMP {imp},(@{ch});:VOLT:SAS:VOC {voc},(@{ch});VMP {vmp},(@{ch})"
+        ),
+        "sas_get_isc": manual("CURR:SAS:ISC? (@{ch})", ONE),
+        "sas_get_imp": manual("CURR:SAS:IMP? (@{ch})", ONE),
+        "sas_get_voc": manual("VOLT:SAS:VOC? (@{ch})", ONE),
+        "sas_get_vmp": manual("VOLT:SAS:VMP? (@{ch})", ONE),
+    },
+)
+
+_E4360 = Capabilities(
+    model="E4360",
+    channels=channels(channel(0, 0), channel(0, 0)),
+    limits="ask",
+    ovp=True,
+    ocp=True,
+    ocp_follows_limit=True,
+    lists=ListLimits(512, 0.0, 262.144, 1e-6),
+    solar_array=True,
+    command_s=0.01,
+    source="unverified",
+)
+
+KEYSIGHT_E4360 = Dialect(
+    name="keysight-e4360",
+    title="Keysight E4360 modular solar array simulator",
+    quirks=frozenset({"clear_restores_output"}),
+    models=((r"^(Keysight|Agilent) Technologies,E4360A,", _E4360),),
+    commands=_SAS,
+)
+
+_MP4300 = Capabilities(
+    model="MP4300",
+    channels=channels(channel(0, 0), channel(0, 0)),
+    limits="ask",
+    ovp=True,
+    ocp=True,
+    ocp_follows_limit=True,
+    solar_array=True,
+    command_s=0.01,
+    source="unverified",
+)
+
+KEYSIGHT_MP4300 = Dialect(
+    name="keysight-mp4300",
+    title="Keysight MP4300 modular solar array simulator",
+    quirks=frozenset({"clear_restores_output", "sas_switch_resets"}),
+    models=((r"^Keysight Technologies,MP43\d\d[A-Z]?,", _MP4300),),
+    commands=table(
+        _SAS,
+        {
+            "sas_scale": manual("CURR:SAS:SCAL {percent},(@{ch})"),
+            "sas_get_scale": manual("CURR:SAS:SCAL? (@{ch})", ONE),
+        },
+    ),
+)
