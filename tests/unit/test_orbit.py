@@ -8,40 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sgp4
 from hypothesis import given
 from hypothesis import strategies as st
+from orbit_oracle import signed, vallado_cases
 
 from hil.errors import UsageError
 from hil.mission import frames
 from hil.mission.frames import Station, look
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.sun import AU_KM, sun_teme_km
-from hil.mission.tle import checksum
 
 TLES = Path(__file__).parents[2] / "fixtures" / "tle"
 QWEN = (TLES / "ref_qwen3_535_ltdn1030.tle").read_text()
 LINE1, LINE2 = QWEN.splitlines()[-2:]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def signed(line: str) -> str:
-    return line[:68] + str(checksum(line))
-
-
-def vallado_cases() -> list[tuple[str, str, list[list[float]]]]:
-    """(line 1, line 2, rows of minutes, x, y, z, vx, vy, vz) of the verification set that the sgp4 wheel carries."""
-    folder = Path(sgp4.__file__).parent
-    lines = [line for line in (folder / "SGP4-VER.TLE").read_text().splitlines() if line[:2] in ("1 ", "2 ")]
-    expected: list[list[list[float]]] = []
-    for line in (folder / "tcppver.out").read_text().splitlines():
-        if line.rstrip().endswith("xx"):
-            expected.append([])
-        elif line.strip():
-            expected[-1].append([float(word) for word in line.split()[:7]])
-    pairs = zip(lines[::2], lines[1::2], strict=True)
-    # three lines of the set carry altered digits with their old checksum: signed again
-    return [(signed(one), signed(two), rows) for (one, two), rows in zip(pairs, expected, strict=True)]
 
 
 def test_sgp4_reproduces_vallados_vectors() -> None:
