@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hil.cli.constellation import routes
 from hil.cli.options import FIXTURES, VIRTUAL_BENCH, bench_option, board_option, json_option, print_json, the_bench
 from hil.errors import ExitCode, HilError, UsageError
 
@@ -85,6 +87,9 @@ def _overview(item: Mission) -> Overview:
 @click.group()
 def mission() -> None:
     """List, check, compile and fly missions."""
+
+
+mission.add_command(routes)
 
 
 @mission.command("list")
@@ -320,7 +325,8 @@ def _summary(timeline: Timeline, told: Overview, out: Path | None) -> dict[str, 
                 "aos": utc(item.aos_s),
                 "los": utc(item.los_s),
                 "stations": [span.label for span in item.spans],
-                "max_elevation_deg": round(item.max_elevation_deg, 3),
+                # a link window has no elevation, and JSON has no nan
+                "max_elevation_deg": None if math.isnan(item.max_elevation_deg) else round(item.max_elevation_deg, 3),
             }
             for item in timeline.contacts
         ],
@@ -350,7 +356,8 @@ def _print_summary(timeline: Timeline, told: Overview, out: Path | None) -> None
     for contact in timeline.contacts:
         stations = " → ".join(span.label for span in contact.spans)
         aos = timeline.utc(contact.aos_s)
-        click.echo(f"  {aos}  {contact.duration_s:5.0f} s  {contact.max_elevation_deg:4.0f}°  {stations}")
+        highest = "    –" if math.isnan(contact.max_elevation_deg) else f"{contact.max_elevation_deg:4.0f}°"
+        click.echo(f"  {aos}  {contact.duration_s:5.0f} s  {highest}  {stations}")
     if out is not None:
         click.echo(f"wrote {out}")
 
