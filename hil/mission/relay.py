@@ -21,7 +21,7 @@ from hil.mission.isl import IslConfig, geometry
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import Contact
 from hil.mission.roots import maxima
-from hil.mission.routes import SPEED_OF_LIGHT_KM_S, Network, Routes, RouteSpan, compile_routes
+from hil.mission.routes import SPEED_OF_LIGHT_KM_S, SPEED_OF_LIGHT_M_S, Network, Routes, RouteSpan, compile_routes
 from hil.model import Span
 
 _TRACK_STEP_S = 1.0
@@ -88,6 +88,7 @@ class RelayPlan:
         self.spans: tuple[RouteSpan, ...] = routes.spans(target)
         self._stations = {station.name: station for station in network.stations}
         self._processing_s = network.isl.processing_s
+        self._ground_processing_s = network.ground_processing_s
         self._starts = np.array([span.start_s for span in self.spans])
         self._tracks = [Ephemeris(orbit, network.start) for orbit in network.constellation.orbits]
         self.contacts: tuple[Contact, ...] = self._contacts()
@@ -125,6 +126,19 @@ class RelayPlan:
             combs.append(comb)
         t_s = np.concatenate(combs)
         return t_s, self.isl_delay_s(t_s)
+
+    def delays_s(self) -> list[tuple[float, float]]:
+        """One-way delay of the whole way at the start and at the end of every span; processing of all links in it."""
+        low_s = np.array([span.start_s for span in self.spans])
+        high_s = np.nextafter([span.end_s for span in self.spans], -np.inf)
+        return list(zip(self._delay_s(low_s).tolist(), self._delay_s(high_s).tolist(), strict=True))
+
+    def _delay_s(self, t_s: Floats) -> Floats:
+        ground_s = np.zeros(len(t_s))
+        where = self.itrf_m(t_s)
+        for station, rows in self._grouped(t_s, lambda span: span.station):
+            ground_s[rows] = look(self._stations[station], where[rows]).range_m / SPEED_OF_LIGHT_M_S
+        return ground_s + self._ground_processing_s + self.isl_delay_s(t_s)
 
     def elevation_deg(self, t_s: Floats) -> Floats:
         """Elevation of the access satellite at the serving station; nan where there is no way at all."""

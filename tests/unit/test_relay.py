@@ -7,11 +7,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import yaml
 
+from hil.cli import run
 from hil.errors import UsageError
 from hil.inventory import load_mission
 from hil.inventory.environment import constellation, environment
@@ -239,3 +241,39 @@ def test_a_mission_file_that_cannot_be_names_its_line(tmp_path: Path, section: d
     line = int(str(caught.value).split(f"{path}:")[1].split(":")[0])
     text = path.read_text().splitlines()
     assert line >= text.index("constellation:") + 1
+
+
+def routes_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run(["mission", "routes", *arguments, "--json"]) == 0
+    return cast("dict[str, Any]", json.loads(capsys.readouterr().out))
+
+
+def test_routes_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(mission_file(tmp_path, {"satellites_per_plane": 12, "isl": {"rate_bps": 1e9}}))
+    told = routes_json(capsys, path, "--to", "5", "--contacts")
+    assert told["neighbours"] == {"neighbour_m": 3578506, "one_way_s": 0.011937, "grazing_altitude_m": 299446}
+    assert len(told["satellites"]) == 12
+    ways = told["to"]["ways"]
+    assert ways[0]["start"].startswith("2026-01-01T02:00:00")
+    assert all(way["path"][-1] == 5 and way["hops"] == len(way["path"]) for way in ways)
+    assert all(0.0017 < way["delay_s_start"] < 0.09 for way in ways)
+    assert {item["from"] for item in told["contacts"] if isinstance(item["from"], str)} <= {"miyun", "kashgar", "sanya"}
+    assert sum(isinstance(item["from"], int) for item in told["contacts"]) == 12
+    fewer = routes_json(capsys, path, "--station", "sanya")
+    assert fewer["stations"] == ["sanya"]
+    assert fewer["satellites"][5]["reachable_share"] < told["satellites"][5]["reachable_share"]
+    assert run(["mission", "routes", path, "--to", "5"]) == 0
+    text = capsys.readouterr().out
+    assert "3,579 km, 11.94 ms one way, line of sight 299 km above the Earth" in text
+    assert "> 5\n" in text
+
+
+def test_routes_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(mission_file(tmp_path, {"satellites_per_plane": 12, "isl": {"rate_bps": 1e9}}))
+    for arguments, message in (
+        ([path, "--station", "nix"], "no station nix"),
+        ([path, "--to", "12"], "no satellite 12"),
+        ([str(FIXTURES / "missions" / "short.yaml")], "no inter-satellite links"),
+    ):
+        assert run(["mission", "routes", *arguments]) == 4
+        assert message in capsys.readouterr().err
