@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from hil.mission.budget import fly
+from hil.mission.bursts import Bursts, RandomOutages
 from hil.mission.eps import ArrayConfig, EpsConfig, EpsModel, ShedConfig
 from hil.mission.frames import Station
 from hil.mission.orbit import Ephemeris, Orbit
-from hil.mission.radio import LinkEnvironment
+from hil.mission.radio import Channel, LinkBudget, LinkEnvironment
 from hil.mission.shadow import find_eclipses
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment, compile_timeline
 
@@ -58,7 +59,14 @@ def main() -> int:
         "bench", orbit, STATIONS, START, 86_400.0, LinkEnvironment.fixed(300e3, 1e6, acquisition_s=15.0), power
     )
     two_days = replace(day, duration_s=172_800.0)
-    timeline = compile_timeline(day)
+    climbing = LinkEnvironment(
+        Channel(300e3, bursts=Bursts(20.0, 2.0)),
+        Channel(budget=LinkBudget(8.2e9, 10.0, 25.0, 60e6), bursts=Bursts(60.0, 1.0)),
+        acquisition_s=15.0,
+        random_outages=RandomOutages(20.0, 60.0),
+    )
+    rough = replace(day, link=climbing)
+    timeline, ladder = compile_timeline(day), compile_timeline(rough)
     peak_s = timeline.contacts[2].max_elevation_s
     grid = np.arange(0.0, 86_400.0, 10.0)
     ephemeris = Ephemeris(orbit, START)
@@ -67,9 +75,11 @@ def main() -> int:
     rows: list[tuple[str, float, float | None]] = [
         ("compile 24 h, 3 stations", best(lambda: compile_timeline(day)), 0.3),
         ("compile 48 h, 3 stations", best(lambda: compile_timeline(two_days)), 0.6),
+        ("compile 24 h, ladder, fades, outages", best(lambda: compile_timeline(rough)), 0.3),
         ("eclipses of a year", best(lambda: find_eclipses(ephemeris, 0.0, 365 * 86_400.0), repeat=1), None),
         ("fly the power system for 24 h", best(lambda: fly(timeline, 5.0), repeat=2), None),
         ("link_at", best(lambda: timeline.link_at(peak_s, 60.0), number=1_000), 50e-6),
+        ("link_at with ladder and fades", best(lambda: ladder.link_at(peak_s, 60.0), number=1_000), 50e-6),
         ("sunlit_at", best(lambda: timeline.sunlit_at(peak_s), number=1_000), 50e-6),
         ("power system step", best(lambda: eps.step(0.1, 9.0, 20.0), number=1_000), None),
         ("geometry 24 h at 10 s, 3 stations", geometry_s, None),
