@@ -37,8 +37,8 @@ one second around an edge.
 
 - Both sides run the `sgp4` package, from elements handed over separately. Frames, horizon, Sun, shadow and the search
   for edges are independent.
-- Range, elevation and pass edges differ by UT1 - UTC alone, zero for the engine and from its tables for Skyfield: 0.03 s
-  to 0.10 s on these dates, in which the equator turns by 15 m to 45 m. Neither has polar motion.
+- Range, elevation and pass edges differ by UT1 - UTC alone, zero for the engine, from tables for Skyfield: 0.03 s to
+  0.10 s on these dates, in which the equator turns by 15 m to 45 m. Neither has polar motion.
 - Delay is compared with the light time of a downlink, from where the satellite was when it sent. The engine divides the
   range of one instant by c; the satellite's movement meanwhile is the difference, largest on high orbits.
 - Eclipse edges are those of two discs seen from Skyfield's satellite, with DE421's apparent Sun. Skyfield's own
