@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,15 +95,27 @@ def _fly_until(flying: Flying, step: CruiseStep, end_s: float) -> Eclipse | str:
         until_s = end_s if ahead is None else min(end_s, ahead.penumbra_entry_s - _margin_s(step))
         if ahead is not None and now_s >= until_s < end_s:
             return ahead
-        wanted = flying.pace.rate_of(min(step.clock_rate, max((until_s - now_s) / (2 * _LOOK_S), 1.0)))
+        aos_s = _gap_end(flying, now_s)
+        if min(until_s, aos_s) - now_s > 2 * steps.LEAD_S:
+            flying.go_to(min(until_s, aos_s - steps.LEAD_S), "next contact", as_now=True)
+            continue
+        wanted = min(flying.pace.rate_of(step.clock_rate), max((until_s - now_s) / (2 * _LOOK_S), 1.0))
         if slowed_v is not None and power["bus_voltage_v"] < slowed_v + RECOVERED_V:
             wanted = 1.0  # the daemon slowed the clock near the shed voltage; until the bus recovers it stays so
         if wanted != state["rate"]:
-            flying.clock(wanted, cause="cruise")
+            flying.clock(step.clock_rate, cause="cruise", at_most=wanted)
         flying.pause(min(_LOOK_S, max((until_s - now_s) / wanted, 0.01)))
         after = flying.flight.state()
         if after["rate"] < wanted:
             slowed_v = after["power"]["bus_voltage_v"]
+
+
+def _gap_end(flying: Flying, now_s: float) -> float:
+    """When the gap between contacts ends that the operator wants skipped; now, if there is no such gap."""
+    if not flying.pace.contacts_only or flying.timeline.contact_at(now_s) is not None:
+        return now_s
+    following = flying.timeline.next_contact(now_s)
+    return math.inf if following is None else following.aos_s
 
 
 def _margin_s(step: CruiseStep) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -94,25 +95,27 @@ class Flying:
         """The mission time at which this flight ends at the latest."""
         return self.timeline.duration_s if self.pace.until_s is None else self.pace.until_s
 
-    def clock(self, rate: float, cause: str) -> float:
+    def clock(self, rate: float, cause: str, *, at_most: float = math.inf) -> float:
         """Run mission time at `rate`, or at what the operator asked for instead; returns the rate that it is.
 
-        Raises TimeIsUp at the end of the flight.
+        `at_most` bounds both: a step that comes near to where it must stop. Raises TimeIsUp at the end of the flight.
         """
-        answer = self.flight.clock(self.pace.rate_of(rate), cause=cause)
+        answer = self.flight.clock(min(self.pace.rate_of(rate), at_most), cause=cause)
         self._check_time(answer["t_mission"])
         return float(answer["rate"])
 
-    def go_to(self, t_s: float, cause: str) -> None:
-        """Let the mission's time come to `t_s`: a jump, with the board taken to idle, or flown if so asked for.
+    def go_to(self, t_s: float, cause: str, *, as_now: bool = False) -> None:
+        """Let the mission's time come to `t_s`: a jump, or flown if so asked for.
 
-        Raises TimeIsUp when the flight ends before.
+        In a jump the board is taken to idle, with `as_now` to draw what it drew just before. Raises TimeIsUp when the
+        flight ends before.
         """
         target_s = t_s if self.pace.until_s is None else min(t_s, self.pace.until_s)
         if self.pace.flies_gaps:
             self._fly_to(target_s, cause)
         else:
-            self.flight.skip_to(target_s, assumed_board_w=self.type.power.idle_w, cause=cause)
+            watts = None if as_now else self.type.power.idle_w
+            self.flight.skip_to(target_s, assumed_board_w=watts, cause=cause)
         self._check_time(target_s)
 
     def _fly_to(self, t_s: float, cause: str) -> None:

@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hil.bench.journal import Journal, read_events
+from hil.campaign import endurance, program, steps
 from hil.campaign import fly as flying_module
-from hil.campaign import steps
 from hil.campaign.flying import RECOVERED_V, Flying, TimeIsUp
 from hil.campaign.pace import Pace
 from hil.client.bench import Bench as Client
@@ -191,6 +191,17 @@ def test_a_rate_replaces_that_of_scaled_steps_and_never_real_time(tmp_path: Path
     assert [flying.clock(rate, "x") for rate in (60.0, 1.0, 5.0)] == [30.0, 1.0, 30.0]
 
 
+def test_a_step_near_its_end_may_bound_the_rate(tmp_path: Path) -> None:
+    flying = flown(Daemon(), Pace(rate=30.0), tmp_path)
+    assert flying.clock(60.0, "cruise", at_most=4.0) == 4.0
+
+
+def test_a_jump_may_take_the_board_as_it_is(tmp_path: Path) -> None:
+    daemon = Daemon()
+    flown(daemon, Pace(), tmp_path).go_to(HOUR, "next contact", as_now=True)
+    assert daemon.asked[-1][1]["assumed_board_w"] is None
+
+
 @pytest.mark.parametrize("rate", [1.0, 10.0, 60.0, 1000.0])
 def test_with_a_rate_gaps_are_flown_to_the_second(tmp_path: Path, rate: float) -> None:
     daemon = Daemon()
@@ -245,9 +256,10 @@ def test_without_an_end_a_step_beyond_the_mission_is_still_refused(tmp_path: Pat
         flown(Daemon(duration_s=HOUR), Pace(), tmp_path).go_to(2 * HOUR, "next contact")
 
 
-def test_no_step_goes_around_the_pace() -> None:
+@pytest.mark.parametrize("module", [steps, endurance, program], ids=lambda module: module.__name__)
+def test_no_step_goes_around_the_pace(module: ModuleType) -> None:
     """A step that asks the flight's clock itself would ignore the operator; back to real time is always allowed."""
-    tree = ast.parse(Path(steps.__file__).read_text())
+    tree = ast.parse(Path(str(module.__file__)).read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             target = ast.unparse(node.func)

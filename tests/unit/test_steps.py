@@ -13,6 +13,7 @@ import pytest
 
 from hil.campaign import endurance, program, steps
 from hil.campaign.admission import Admission
+from hil.campaign.pace import Pace
 from hil.errors import BenchError, BoardError, UsageError
 from hil.inference.client import LinkLost
 from hil.inventory.mission_steps import CruiseStep, DutyCycleStep, QueryStep, RunStep
@@ -275,19 +276,31 @@ def test_a_duty_cycle_without_a_thermal_model_is_refused(tmp_path: Path) -> None
         endurance.duty_cycle(sky, DutyCycleStep(bursts=1, prompt="x"))
 
 
+CONTACTS = (SimpleNamespace(aos_s=2000.0, los_s=2500.0), SimpleNamespace(aos_s=8000.0, los_s=8400.0))
+
+
 class Orbit:
     """Mission time that runs at the rate that was asked for, a quarter second a look; the load is shed at `shed_s`."""
 
-    def __init__(self, shed_s: float = float("inf")) -> None:
+    def __init__(self, shed_s: float = float("inf"), pace: Pace | None = None) -> None:
         self.now, self.rate, self.power, self.shed_s = 100.0, 1.0, "on", shed_s
+        self.jumps: list[tuple[float, float]] = []
+        self.pace = Pace() if pace is None else pace
         self.rates: list[float] = []
         self.events: list[dict[str, Any]] = []
         self.boots = 0
         orbit = SimpleNamespace(period_s=5700.0)
         self.flying: Any = SimpleNamespace(
-            timeline=SimpleNamespace(environment=SimpleNamespace(orbit=orbit), duration_s=20_000.0, eclipses=()),
+            timeline=SimpleNamespace(
+                environment=SimpleNamespace(orbit=orbit),
+                duration_s=20_000.0,
+                eclipses=(),
+                contact_at=lambda t_s: next((c for c in CONTACTS if c.aos_s <= t_s < c.los_s), None),
+                next_contact=lambda t_s: next((c for c in CONTACTS if c.aos_s > t_s), None),
+            ),
             flight=SimpleNamespace(state=self.state),
-            pace=SimpleNamespace(rate_of=lambda rate: rate),
+            pace=self.pace,
+            go_to=self.go_to,
             board=SimpleNamespace(
                 check=lambda: None, accept_power_cut=lambda: None, console=SimpleNamespace(mark=lambda: 0)
             ),
@@ -309,10 +322,15 @@ class Orbit:
             "power": {"state": self.power, "bus_voltage_v": 15.0, "power_w": 5.0},
         }
 
-    def clock(self, rate: float, cause: str) -> float:
-        self.rate = rate
-        self.rates.append(rate)
-        return rate
+    def clock(self, rate: float, cause: str, at_most: float = float("inf")) -> float:
+        self.rate = min(self.pace.rate_of(rate), at_most)
+        self.rates.append(self.rate)
+        return self.rate
+
+    def go_to(self, t_s: float, cause: str, as_now: bool = False) -> None:
+        assert as_now, "the board works on, it is not idle"
+        self.jumps.append((self.now, t_s))
+        self.now = t_s
 
     def pause(self, wall_s: float) -> None:
         self.now += wall_s * self.rate
@@ -334,6 +352,26 @@ def test_a_cruise_flies_its_orbits_and_does_not_overshoot(monkeypatch: pytest.Mo
     assert sky.rates[-1] == 1
     with pytest.raises(BenchError, match=r"2\.\d h behind the mission"):
         endurance.cruise(Orbit().flying, CruiseStep(hours=8))
+
+
+def test_a_cruise_at_the_operators_rate_does_not_overshoot_either() -> None:
+    sky = Orbit(pace=Pace(rate=120.0))
+    endurance.cruise(sky.flying, CruiseStep(orbits=2, clock_rate=60))
+    (told,) = sky.events
+    assert told["orbits"] == pytest.approx(2.0, abs=1e-4)
+    assert max(sky.rates) == 120
+    assert sky.jumps == []
+
+
+def test_a_cruise_of_contacts_only_skips_the_gaps_between_them() -> None:
+    sky = Orbit(pace=Pace(contacts_only=True))
+    endurance.cruise(sky.flying, CruiseStep(orbits=2, clock_rate=60))
+    ((a, b), (c, d), (e, f)) = sky.jumps
+    assert (a, b, d, f) == (100.0, 1999.0, 7999.0, 11_500.0)
+    assert 2500 <= c < 2515
+    assert 8400 <= e < 8415
+    (told,) = sky.events
+    assert told["orbits"] == pytest.approx(2.0, abs=1e-4)
 
 
 def test_a_cruise_rides_out_a_load_shed(monkeypatch: pytest.MonkeyPatch) -> None:
