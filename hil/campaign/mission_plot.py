@@ -179,8 +179,9 @@ def _panels(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[Panel
         top=100,
     )
     if len(timeline.contact_t_s):
+        seen = "satellite" if timeline.environment.relay is None else "access satellite"
         yield Panel(
-            "Elevation of the satellite", "°", (Series("serving station", t_s, timeline.elevation_deg, 4),), top=90.0
+            f"Elevation of the {seen}", "°", (Series("serving station", t_s, timeline.elevation_deg, 4),), top=90.0
         )
     if timeline.contacts:
         delay = Series("each way", t_s, 1e3 * timeline.delay_s, 1)
