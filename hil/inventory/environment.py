@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
+
 from hil.errors import UsageError
 from hil.inventory import yaml_file
 from hil.inventory.board_type import BoardType
@@ -15,8 +17,8 @@ from hil.mission.battery import NMC_OCV
 from hil.mission.bursts import Bursts, RandomOutages
 from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.faults import FaultPlan, FaultRate
-from hil.mission.frames import Station
-from hil.mission.orbit import Orbit
+from hil.mission.frames import DAY_S, Station
+from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.radio import Channel, LinkBudget, LinkEnvironment, LinkWindow
 from hil.mission.relay import Relay
 from hil.mission.routes import Network
@@ -28,25 +30,31 @@ from hil.model import Span
 def mission_orbit(mission: Mission) -> Orbit:
     """The orbit that the mission file names.
 
-    Raises UsageError with file and line for elements that cannot be, or that are years from the mission.
+    Raises UsageError with file and line for elements that cannot be, that are years from the mission, or that decay
+    before its end.
     """
-    source, start = mission.file.orbit, mission.start
-    kind = next(iter(source.model_fields_set))
+    start, days = mission.start, mission.file.duration_h / 24.0
+    kind = next(iter(mission.file.orbit.model_fields_set))
     where = f"{mission.path}:{_line(mission, 'orbit', kind)}"
-    if mission.orbit_path is not None:
-        orbit = read_orbit_file(mission.orbit_path, "tle" if source.tle is not None else "omm")
-        orbit.require_epoch_near(start, days=mission.file.duration_h / 24.0, where=where)
-        return orbit
+    if mission.orbit_path is not None:  # its complaints name the orbit file
+        orbit = read_orbit_file(mission.orbit_path, "omm" if kind == "omm" else "tle")
+        orbit.require_epoch_near(start, days=days, where=where)
     try:
-        if source.sso is not None:
-            design = source.sso
-            return Orbit.sso(design.altitude_km, design.epoch or start, ltan_h=design.ltan_h, ltdn_h=design.ltdn_h)
-        if source.kepler is not None:
-            elements = source.kepler.model_dump(exclude={"epoch"})
-            return Orbit.kepler(source.kepler.epoch or start, name=mission.name, **elements)
+        if mission.orbit_path is None:
+            orbit = _design(mission)
+        Ephemeris(orbit, start).teme_km(np.array([0.0, days * DAY_S]))
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from None
-    raise UsageError(f"{where}: the orbit has no source", hint="give exactly one of tle, omm, kepler, sso")
+    return orbit
+
+
+def _design(mission: Mission) -> Orbit:
+    sso, kepler = mission.file.orbit.sso, mission.file.orbit.kepler
+    if sso is not None:
+        return Orbit.sso(sso.altitude_km, sso.epoch or mission.start, ltan_h=sso.ltan_h, ltdn_h=sso.ltdn_h)
+    if kepler is not None:
+        return Orbit.kepler(kepler.epoch or mission.start, name=mission.name, **kepler.model_dump(exclude={"epoch"}))
+    raise UsageError("the orbit has no source", hint="give exactly one of tle, omm, kepler, sso")
 
 
 def _line(mission: Mission, *key: str) -> int:

@@ -100,6 +100,20 @@ def test_elements_years_from_the_mission_are_refused_with_the_line(tmp_path: Pat
     assert caught.value.message.startswith(f"{path}:{line_of(path, 'tle')}: ")
 
 
+def test_an_orbit_that_decays_before_the_mission_ends_is_refused_with_the_line(tmp_path: Path) -> None:
+    one = "1 28350U 04020A   06167.21788666  .16154492  76267-5  18678-3 0  8894"
+    two = "2 28350  64.9977 345.6130 0024870 260.7578  99.9590 16.47856722116490"
+    (tmp_path / "falling.tle").write_text(f"{one}\n{two}\n")
+
+    def change(content: dict[str, Any]) -> None:
+        content.update(orbit={"tle": "falling.tle"}, start="2006-06-16T06:00:00Z", duration_h=72)
+
+    path = write(tmp_path, change)
+    with pytest.raises(UsageError, match="cannot be propagated to 2006-06-19") as caught:
+        mission_orbit(load_mission(path))
+    assert caught.value.message.startswith(f"{path}:{line_of(path, 'tle')}: ")
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sat.tle").write_bytes(b"\xff\xfe\x00binary")
     with pytest.raises(UsageError, match=r"sat\.tle: cannot be read"):
