@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -75,11 +76,58 @@ def status(bench_file: Path | None, as_json: bool) -> None:
         click.echo(f"{key:12} {value}")
 
 
-@virtual.command()
-@click.option("--model", default="rigol-dp800", show_default=True, help="vendor-series")
-@click.option("--port", default=5025, show_default=True, type=click.IntRange(1, 65535))
-def supply(model: str, port: int) -> None:
-    """Run one virtual supply, a resistor on each channel, until stopped; any VISA or socket client may talk to it."""
-    from hil.virtual.supply import run_supply
+_LOAD_HELP = "board, resistive:10, cp:15, recorded:FILE.csv or none; again for other channels"
+_CONTROL_HELP = "unix socket for JSON lines: faults in, the truth at the terminals out"
 
-    run_supply(model, port)
+
+@virtual.command()
+@click.option("--model", default="rigol-dp800", show_default=True, help="vendor-series, see --list")
+@click.option("--port", default=5025, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one")
+@click.option("--load", "load_texts", multiple=True, metavar="[CH=]LOAD", help=_LOAD_HELP)
+@click.option("--serial", is_flag=True, help="answer on a serial port (PTY) too, and print its path")
+@click.option("--control", metavar="SOCKET", type=click.Path(dir_okay=False, path_type=Path), help=_CONTROL_HELP)
+@click.option("--list", "list_only", is_flag=True, help="list the models and from where their commands are known")
+@json_option
+def supply(
+    model: str,
+    port: int,
+    load_texts: tuple[str, ...],
+    serial: bool,
+    control: Path | None,
+    list_only: bool,
+    as_json: bool,
+) -> None:
+    """Run one virtual supply on 127.0.0.1 until stopped; any VISA or socket client may talk to it."""
+    from hil.virtual.supply import parse_load, run_supply
+
+    if list_only:
+        _list_models(as_json)
+        return
+    loads = dict(parse_load(text) for text in load_texts)
+    chosen = {number: load for number, load in loads.items() if load is not None} if load_texts else None
+    run_supply(model, port, loads=chosen, serial=serial, control=control, announce=_announce)
+
+
+def _list_models(as_json: bool) -> None:
+    from hil.virtual.supply import MODELS
+
+    if not as_json:
+        for model in MODELS.values():
+            click.echo(f"{model.name:18} {model.known}")
+        return
+    rows = []
+    for model in MODELS.values():
+        channels = {str(n): {"voltage_v": c.rated_v, "current_a": c.rated_a} for n, c in model.channels.items()}
+        rows.append({
+            "model": model.name,
+            "identity": model.identity,
+            "channels": channels,
+            "usual_port": model.port,
+            "known": model.known,
+        })  # fmt: skip
+    print_json(rows)
+
+
+def _announce(text: str) -> None:
+    click.echo(text)
+    sys.stdout.flush()  # whoever started it as a process waits for the port

@@ -111,10 +111,10 @@ class BenchBoard(Strict):
 
 
 class VirtualSupply(Strict):
-    """Which supply of the bench file `hil virtual up` plays, and as which model."""
+    """Which supply of the bench file `hil virtual up` plays, and as which model: its dialect's, unless told."""
 
     supply: Name
-    model: str
+    model: str | None = None
 
 
 class VirtualLinkBox(Strict):

@@ -20,6 +20,7 @@ from hil.drivers.broker import die_with_parent
 from hil.errors import BenchError
 from hil.virtual.artefacts import disk_errors, find_tool, require_tools, run_tool
 from hil.virtual.images import MGMT_MAC_PREFIX, PAYLOAD_MAC_PREFIX, uboot_environment, write_environment_flash
+from hil.virtual.supply.loads import INPUT_CAPACITANCE_F
 
 STANDBY_W = 0.5
 """Drawn by a board whose output is on but which shut itself down."""
@@ -51,6 +52,7 @@ class BoardConfig:
     full_w: float = 15.0
     full_cpu_cores: float = 1.0
     undervoltage_lockout_v: float = 8.5
+    input_capacitance_f: float = INPUT_CAPACITANCE_F
 
     @property
     def disk(self) -> Path:
@@ -151,6 +153,7 @@ class VirtualBoard:
     def __init__(self, config: BoardConfig, bench: str, changed: Callable[[str], None] = lambda _: None) -> None:
         self.config = config
         self.undervoltage_lockout_v = config.undervoltage_lockout_v
+        self.input_capacitance_f = config.input_capacitance_f
         self.power_on_count = 0
         self._bench = bench
         self._changed = changed

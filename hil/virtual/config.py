@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from hil import paths
 from hil.errors import UsageError
-from hil.inventory.bench import Bench
+from hil.inventory.bench import Bench, VirtualSupply
 from hil.virtual.supervisor import BoardWire, VirtualBench
+from hil.virtual.supply import supply_model
 
 
 def virtual_bench(bench: Bench) -> VirtualBench:
@@ -16,9 +20,7 @@ def virtual_bench(bench: Bench) -> VirtualBench:
             f"{bench.path} describes a real bench: it has no `virtual:` section",
             hint="`hil virtual` is for fixtures/benches/virtual.yaml and files like it",
         )
-    supply = bench.file.supplies.get(virtual.supply.supply)
-    if supply is None or supply.host != "127.0.0.1":
-        raise UsageError(f"{bench.path}: `virtual.supply.supply` must name a supply at tcp://127.0.0.1:PORT")
+    model, port, tty = _supply(bench, virtual.supply)
     link = None
     if virtual.link_box is not None:
         link = bench.file.links.get(virtual.link_box.link)
@@ -37,13 +39,34 @@ def virtual_bench(bench: Bench) -> VirtualBench:
         state=bench.state_dir,
         runtime=bench.runtime_dir,
         boards=tuple(_wire(bench, name) for name in virtual.boards),
-        supply_model=virtual.supply.model,
-        supply_port=supply.port,
+        supply_model=model,
+        supply_port=port,
+        supply_tty=tty,
         linkbox_mgmt_port=link.port if link is not None else None,
         payload_host=network.host if network is not None else "",
         payload_prefix=network.prefix if network is not None else 0,
         broker=next(iter(brokers), None),
     )
+
+
+def _supply(bench: Bench, virtual: VirtualSupply) -> tuple[str, int | None, Path | None]:
+    """(model, port, serial link) of the supply to play; one of the last two is None."""
+    wire = bench.file.supplies.get(virtual.supply)
+    address = wire.address if wire is not None else ""
+    tcp = re.fullmatch(r"tcp://127\.0\.0\.1:(\d+)", address)
+    serial = re.fullmatch(r"serial://(/[^?]+)(?:\?.*)?", address)
+    if wire is None or not (tcp or serial):
+        raise UsageError(
+            f"{bench.path}: `virtual.supply.supply` must name a supply at tcp://127.0.0.1:PORT",
+            hint="or, for one that is played on a serial port, at serial://${runtime}/NAME",
+        )
+    name = virtual.model or wire.dialect
+    channels = supply_model(name).channels
+    for board in bench.file.boards.values():
+        for feed in board.power:
+            if feed.supply == virtual.supply and feed.channel not in channels:
+                raise UsageError(f"{bench.path}: a virtual {name} has no channel {feed.channel}")
+    return name, int(tcp[1]) if tcp else None, Path(serial[1]) if serial else None
 
 
 def _wire(bench: Bench, name: str) -> BoardWire:

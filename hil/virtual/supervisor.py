@@ -64,6 +64,7 @@ class BoardWire:
 class VirtualBench:
     """What `up` needs to know; built from a bench file's `virtual` section. Directories must exist (see `hil.paths`).
 
+    `supply_tty` is the link to a serial supply's port, whose `supply_port` is None.
     `broker` is the payload broker's socket as the bench file names it. A bench without a link box has
     `linkbox_mgmt_port=None`: its boards then have no payload port.
     """
@@ -74,7 +75,8 @@ class VirtualBench:
     runtime: Path
     boards: tuple[BoardWire, ...]
     supply_model: str = "rigol-dp800"
-    supply_port: int = 15025
+    supply_port: int | None = 15025
+    supply_tty: Path | None = None
     linkbox_mgmt_port: int | None = 15122
     payload_host: str = "10.42.0.1"
     payload_prefix: int = 24
@@ -84,6 +86,16 @@ class VirtualBench:
     def broker_socket(self) -> Path:
         """Where payload sockets are asked for."""
         return self.broker or self.runtime / "payload.sock"
+
+    @property
+    def supply_address(self) -> str:
+        """Where a client finds the supply."""
+        return f"serial://{self.supply_tty}" if self.supply_port is None else f"tcp://127.0.0.1:{self.supply_port}"
+
+    @property
+    def supply_control(self) -> Path:
+        """The supply's control socket: faults in, the truth at its terminals out; see `VirtualSupply.control`."""
+        return self.runtime / "supply.control.sock"
 
     @property
     def log(self) -> Path:
@@ -108,14 +120,14 @@ class VirtualBench:
     def from_json(text: str) -> VirtualBench:
         """The inverse of `to_json`."""
         raw = json.loads(text)
-        for key in ("cache", "state", "runtime", "broker"):
+        for key in ("cache", "state", "runtime", "broker", "supply_tty"):
             raw[key] = Path(raw[key]) if raw[key] is not None else None
         raw["boards"] = tuple(BoardWire(**board) for board in raw["boards"])
         return VirtualBench(**raw)
 
     def ports(self) -> dict[int, str]:
         """Every TCP port the bench listens on (127.0.0.1) and what for."""
-        found = {self.supply_port: "the supply"}
+        found = {self.supply_port: "the supply"} if self.supply_port is not None else {}
         if self.linkbox_mgmt_port is not None:
             found[self.linkbox_mgmt_port] = "the link box's SSH"
         for board in self.boards:
@@ -302,7 +314,7 @@ class _Parts:
             parts["broker"] = {"pid": self.broker.pid if self.broker.poll() is None else None}
         if self.linkbox is not None:
             parts["link_box"] = {"pid": self.linkbox.pid, "boot_s": round(self.linkbox.boot_s, 2)}
-        parts["supply"] = {"address": f"tcp://127.0.0.1:{self.bench.supply_port}", "model": self.bench.supply_model}
+        parts["supply"] = {"address": self.bench.supply_address, "model": self.bench.supply_model}
         boards = {
             name: {"powered": board.powered, "pid": board.pid, "power_on_count": board.power_on_count}
             for name, board in self.boards.items()
@@ -408,7 +420,11 @@ async def _serve(parts: _Parts, ready: TextIO) -> None:
             await hub.start()
         supply = VirtualSupply(bench.supply_model, {wire.channel: parts.boards[wire.name] for wire in bench.boards})
         stack.push_async_callback(supply.stop)
-        await supply.start("127.0.0.1", bench.supply_port)
+        if bench.supply_port is None:
+            await supply.start_serial(bench.supply_tty)
+        else:
+            await supply.start("127.0.0.1", bench.supply_port)
+        await supply.start_control(bench.supply_control)
         changed(f"virtual bench {bench.name} is up")
         ready.write("ready\n")
         ready.flush()

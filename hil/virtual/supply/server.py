@@ -8,8 +8,8 @@ import dataclasses
 import ipaddress
 import json
 import os
-import pty
 import re
+import signal
 import socket
 import termios
 import time
@@ -186,13 +186,19 @@ class _Connection(asyncio.Protocol):
 class SerialPort:
     """A PTY that a serial client opens as it would a USB adapter; one session for as long as the supply runs."""
 
-    def __init__(self, supply: VirtualSupply) -> None:
-        self._master, self._slave = pty.openpty()
-        # Raw on both ends: the slave stays open here, so that a client that closes it does not end the line.
-        tty.setraw(self._master, termios.TCSANOW)
-        tty.setraw(self._slave, termios.TCSANOW)
+    def __init__(self, supply: VirtualSupply, link: Path | None = None) -> None:
+        self._supply = supply
+        self._link = link
+        # The slave stays open here too: else the master would report a hang-up whenever no client is attached.
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        os.fchmod(self._slave, 0o600)
         os.set_blocking(self._master, False)
         self.path = os.ttyname(self._slave)
+        if link is not None:
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.path)
+            self.path = os.fspath(link)
         self._session = Session(supply, self)
         asyncio.get_running_loop().add_reader(self._master, self._readable)
 
@@ -208,13 +214,15 @@ class SerialPort:
         """A serial line has no connection to reset: what was on the way is lost."""
         with contextlib.suppress(termios.error):
             termios.tcflush(self._slave, termios.TCIOFLUSH)
-        self._session = Session(self._session._supply, self)
+        self._session = Session(self._supply, self)
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._master)
         self._session.closed()
         os.close(self._master)
         os.close(self._slave)
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
 
 
 class VirtualSupply:
@@ -257,9 +265,9 @@ class VirtualSupply:
         self.port = int(self._server.sockets[0].getsockname()[1])
         self._run()
 
-    async def start_serial(self) -> str:
-        """Listen on a PTY; returns its path, which a serial client opens."""
-        self._serial = SerialPort(self)
+    async def start_serial(self, link: Path | None = None) -> str:
+        """Listen on a PTY, with `link` as its name where given; returns the path that a serial client opens."""
+        self._serial = SerialPort(self, link)
         self._run()
         return self._serial.path
 
@@ -385,10 +393,10 @@ async def serve_supply(
         await supply.start(host, port)
         if control is not None:
             await supply.start_control(control)
-        if serial is not None:
-            serial(await supply.start_serial())
         if ready is not None:
             ready(supply)
+        if serial is not None:
+            serial(await supply.start_serial())
         await asyncio.Event().wait()
     finally:
         await supply.stop()
@@ -410,10 +418,16 @@ def run_supply(
         if loads is None:
             announce(f"channel 1 carries a {DEFAULT_LOAD_LABEL}")
 
+    async def serve() -> None:
+        task = asyncio.current_task()
+        if task is not None:  # a supervisor's SIGTERM ends it as Ctrl-C does: loads cut, sockets removed
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        chosen = default_loads() if loads is None else loads
+        await serve_supply(model, "127.0.0.1", port, chosen, ready=ready, serial=pty_path, control=control)
+
     pty_path = (lambda path: announce(f"serial port {path}")) if serial else None
-    chosen = default_loads() if loads is None else loads
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve_supply(model, "127.0.0.1", port, chosen, ready=ready, serial=pty_path, control=control))
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(serve())
 
 
 def _require_loopback(host: str) -> None:
