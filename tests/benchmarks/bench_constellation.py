@@ -74,7 +74,7 @@ def skyfield_looks(constellation: Constellation, t_s: np.ndarray, station: Stati
         EarthSatellite.from_satrec(orbit.satrec, scale) for orbit in constellation.orbits[:SKYFIELD_SATELLITES]
     ]
     (satellites[0] - site).at(times).altaz()  # rotations of the times are computed once and kept
-    return timed(lambda: [(satellite - site).at(times).altaz() for satellite in satellites])[0]
+    return timed(lambda: [(satellite - site).at(times).altaz() for satellite in satellites], repeat=3)[0]
 
 
 def main() -> int:
@@ -97,7 +97,7 @@ def main() -> int:
     to_one_s, spans = timed(lambda: routes.spans(1_500))
 
     fleet = Fleet(shell, START)
-    looks_s, _ = timed(lambda: looks(fleet, steps, STATIONS[0]), repeat=2)
+    looks_s, _ = timed(lambda: looks(fleet, steps, STATIONS[0]), repeat=3)
     rate = len(shell) * len(steps) / looks_s
     missed = 0
     for name, value, unit, limit in (
