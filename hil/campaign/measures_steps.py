@@ -152,6 +152,11 @@ def _query_p95(record: Record) -> Measured:
     return Measured(metrics.quantile(took, 0.95), f"nearest rank of {len(took)} queries", spans)
 
 
+def _answer_bytes(record: Record) -> Measured:
+    events = events_of(record, "query")
+    return extreme([(float(len(str(event["answer"]).encode())), event) for event in events], max, "longest answer")
+
+
 MEASURES = (
     Measure("query.duration_s.p95", "s", "95 % of the queries took at most this long (nearest rank).", _query_p95),
     Measure(
@@ -160,6 +165,7 @@ MEASURES = (
         "Queries that the admission rule let start and that lost the signal all the same, over all that it let start.",
         _false_admits,
     ),
+    Measure("query.answer_bytes.max", "B", "Longest answer, as UTF-8.", _answer_bytes),
     Measure("run.cuts", "cuts", "Power cuts in the middle of a program of a run step.", _cuts),
     Measure("cruise.orbits", "orbits", "Orbits flown by cruise steps.", _sum("cruise", "orbits", "orbits")),
     Measure("cruise.sheds", "cuts", "Times the load was shed while cruising.", _sum("cruise", "sheds", "load sheds")),

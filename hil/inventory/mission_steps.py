@@ -49,6 +49,7 @@ class QueryStep(Strict):
     repeat: int = Field(default=1, ge=1, le=100_000)
     admit_margin_s: float | None = Field(default=None, ge=0)
     first_estimate_s: Positive = 30.0
+    pad_to_bytes: int | None = Field(default=None, ge=1, le=1_000_000, description="filler before a shorter prompt")
 
 
 class LossOfSignalStep(Strict):
