@@ -48,6 +48,7 @@ from hil.mission.relay import Relay, RelayPlan
 from hil.mission.shadow import Eclipse, find_eclipses, plane_angle_deg, visible_fraction
 from hil.mission.solar_array import ArrayConfig
 from hil.mission.sun import AU_KM
+from hil.mission.thermal import ThermalConfig
 from hil.model import Direction, LinkState, Span
 
 FORMAT = 2  # raise it when a column's meaning changes: it is part of the hash and of the file
@@ -71,9 +72,9 @@ _KINDS = frozenset(EDGE_KINDS)
 _PENUMBRA_COMB = 32
 _CONTACT_STEP_S = 1.0
 _SAME_S = 1e-6  # edges nearer than this are one row of the columns
-# quanta of the content hash: far coarser than the last-bit differences between machines, far finer than a setpoint
+# quanta of the content hash: far coarser than the last-bit differences between machines, finer than what matters
 _HASH_QUANTA = {
-    "sunlit_fraction": 1e-4,
+    "sunlit_fraction": 1e-2,
     "beta_deg": 1e-3,
     "contact_range_m": 10.0,
     "relay_delay_s": 1e-7,
@@ -112,6 +113,7 @@ class MissionEnvironment:
     step_s: float = 10.0
     faults: FaultPlan | None = None
     relay: Relay | None = None
+    thermal: ThermalConfig | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", frames.utc(self.start))
@@ -138,6 +140,7 @@ class MissionEnvironment:
             "step_s": self.step_s,
             "faults": None if self.faults is None else asdict(self.faults),
             "relay": None if self.relay is None else self.relay.as_dict(),
+            "thermal": None if self.thermal is None else asdict(self.thermal),
         }
 
     @classmethod
@@ -162,6 +165,7 @@ class MissionEnvironment:
             seed=values["seed"],
             step_s=values["step_s"],
             relay=values["relay"] and Relay.from_dict(values["relay"]),
+            thermal=values["thermal"] and ThermalConfig.from_dict(values["thermal"]),
             faults=plan and FaultPlan(**{**plan, "rates": tuple(FaultRate(**rate) for rate in plan["rates"])}),
         )
 
@@ -649,9 +653,10 @@ def _content_hash(timeline: Timeline) -> str:
     """SHA-256 over the environment and the results, both rounded.
 
     The environment determines the results, so equal inputs give equal hashes; the results are in it so that a change of
-    the code that moves them shows. They are rounded to `_HASH_QUANTA` and `_HASH_TIME_S`, because two machines' libm
-    differ in the last bit, which moves an edge by 15 ns at most (the last bisection): the chance that such a difference
-    meets a rounding boundary is below one in a thousand for a two-day mission with a thousand edges.
+    the code that moves them shows: in thousands of rows even a shift far below the quantum meets some boundary. They
+    are rounded to `_HASH_QUANTA` and `_HASH_TIME_S`, because two machines' libm differ in the last bit, which moves an
+    umbra's edge by a microsecond and the others less: with noise of that size put into the propagator, the chance that
+    a value meets a boundary is about one in two thousand for a two-day mission of 2,500 edges.
     """
     digest = hashlib.sha256(f"hil timeline {FORMAT}\n".encode())
     digest.update(json.dumps(_rounded(timeline.environment.as_dict()), sort_keys=True).encode())

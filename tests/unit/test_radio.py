@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_the_ladder_leaves_out_what_needs_more_and_carries_no_more() -> None:
     assert ladder((ModCod("b", 2.0, 3.0), ModCod("a", 1.0, 3.0))) == (ModCod("b", 2.0, 3.0),)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     signal=st.lists(st.floats(-12, 25), min_size=2, max_size=60),
     margin=st.floats(0, 3),
@@ -122,6 +123,7 @@ def test_a_budget_by_hand() -> None:
     assert float(es_n0[0]) == pytest.approx(8.125, abs=0.01)
 
 
+@settings(max_examples=40, deadline=None)
 @given(near=st.floats(3e5, 4e6), further=st.floats(1.0001, 3), low=st.floats(0, 89), higher=st.floats(0, 1))
 def test_the_signal_falls_with_range_and_rises_with_elevation(
     near: float, further: float, low: float, higher: float
@@ -301,6 +303,7 @@ def test_a_contact_begins_faded_as_often_as_it_is_faded() -> None:
     assert begins / 4_000 == pytest.approx(2 / 22, abs=4 * math.sqrt(0.083 / 4_000))
 
 
+@settings(max_examples=40, deadline=None)
 @given(start=st.floats(-1e4, 1e6), length=st.floats(0, 2_000), seed=st.integers(0, 2**40))
 def test_fades_stay_within_and_apart(start: float, length: float, seed: int) -> None:
     spans = fades(BURSTS, start, start + length, seed, "uplink:3")
@@ -441,14 +444,14 @@ def test_a_window_of_impossible_shape_is_refused() -> None:
 # -- capacity and openings
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(a=st.floats(-1e3, 4.4e4), b=st.floats(-1e3, 4.4e4), c=st.floats(-1e3, 4.4e4))
 def test_capacity_is_additive_and_never_negative(timeline: Timeline, a: float, b: float, c: float) -> None:
     low, middle, high = sorted((a, b, c))
     whole, first, second = (
         timeline.capacity_bits("downlink", *ends) for ends in ((low, high), (low, middle), (middle, high))
     )
-    assert whole == pytest.approx(first + second, rel=1e-9, abs=1e-3)
+    assert whole == pytest.approx(first + second, rel=1e-9, abs=1.0)
     assert first >= 0
     assert timeline.capacity_bits("downlink", high, low) == 0.0
 
@@ -477,7 +480,7 @@ def test_openings_are_when_both_directions_carry(rough: Timeline) -> None:
 # -- files
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     up=st.one_of(
         st.builds(
@@ -544,3 +547,21 @@ def test_seed_and_fades_are_in_the_hash(rough: Timeline) -> None:
         replace(rough.environment, link=replace(ROUGH, downlink=Channel(1e6, bursts=Bursts(30.0, 1.0, 0.99)))),
     ]
     assert len({rough.hash, *(compile_timeline(item).hash for item in changed)}) == 5
+
+
+def test_another_machines_last_bits_do_not_change_the_hash(rough: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The propagator's and the logarithm's last bits differ between processors and C libraries."""
+    environment = replace(rough.environment, link=replace(ROUGH, downlink=Channel(budget=DOWN, bursts=BURSTS)))
+    here = compile_timeline(environment)
+    rng = np.random.default_rng(11)
+    teme_km, log1p = Orbit.teme_km, math.log1p
+
+    def elsewhere(self: Orbit, *when: Any) -> Any:
+        return tuple(column * (1 + rng.uniform(-4e-16, 4e-16, column.shape)) for column in teme_km(self, *when))
+
+    monkeypatch.setattr(Orbit, "teme_km", elsewhere)
+    monkeypatch.setattr(math, "log1p", lambda x: log1p(x) * (1 + rng.uniform(-2.2e-16, 2.2e-16)))
+    there = compile_timeline(environment)
+    moved = [abs(a.t_s - b.t_s) for a, b in zip(here.edges, there.edges, strict=True)]
+    assert 0 < max(moved) < 1e-4
+    assert there.hash == here.hash
