@@ -22,6 +22,7 @@ from hil.campaign.step_table import STEPS
 from hil.campaign.verdict import check_criteria
 from hil.client import attach
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
+from hil.inference.client import LinkLost
 from hil.inventory import Bench, Mission
 from hil.inventory.environment import environment
 
@@ -81,7 +82,8 @@ def fly(
                     features=bench.features(name),
                 )
                 try:
-                    _fly_steps(flying)
+                    with flying.watched():
+                        _fly_steps(flying)
                 except BaseException:
                     interrupted.set()
                     with contextlib.suppress(BenchError):  # it is in the journal; what ended the steps is told
@@ -121,7 +123,7 @@ def _fly_step(flying: Flying, act: Callable[[Flying, Any], None], step: Any) -> 
     """One step; what looks like the board's failure is the bench's when the bench broke under it."""
     try:
         act(flying, step)
-    except BoardError:
+    except (BoardError, LinkLost):
         flying.flight.state()  # raises what made the flight fail
         flying.board.check()  # and this that the power was cut, the lease is over or the daemon gone
         raise

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
 from hil.campaign.pace import Pace
 from hil.drivers import broker
-from hil.errors import BoardError, UsageError
+from hil.errors import BoardError, HilError, UsageError
 from hil.inventory import Mission
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ APPROACH_S = 2.0
 RECOVERED_V = 0.1
 # Wall seconds between looks at the mission's clock while a step waits.
 LOOK_S = 0.25
+# Wall seconds between looks at whether the flight can go on at all.
+WATCH_S = 1.0
 
 Say = Callable[[str], None]
 
@@ -54,6 +59,7 @@ class Flying:
     pace: Pace = field(default_factory=Pace)
     answers: dict[str, str] = field(default_factory=dict)
     features: frozenset[str] = frozenset()
+    _ground_ends: weakref.WeakSet[socket.socket] = field(default_factory=weakref.WeakSet)
 
     @property
     def payload(self) -> PayloadWire:
@@ -63,7 +69,41 @@ class Flying:
 
     def connect_payload(self, host: str, port: int, timeout_s: float) -> Any:
         """A TCP socket on the ground side of the emulated link."""
-        return broker.connect(self.payload.broker, host, port, timeout_s)
+        ground = broker.connect(self.payload.broker, host, port, timeout_s)
+        self._ground_ends.add(ground)
+        return ground
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Hang up on the board as soon as the flight cannot go on.
+
+        A board without power answers nothing, and nothing tells its peer: without this a step would wait for an answer
+        until its own time-out, two minutes for a question, after the daemon is dead.
+        """
+        over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(over,), name="hil-watch-flight", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        failures = 0
+        while failures < 2:  # one may be a hiccup of a busy host
+            if over.wait(WATCH_S):
+                return
+            try:
+                self.flight.state()
+            except HilError:
+                failures += 1
+            else:
+                failures = 0
+        for ground in tuple(self._ground_ends):
+            with contextlib.suppress(OSError):  # closed already
+                ground.shutdown(socket.SHUT_RDWR)
+        self.board.disconnect()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write to the journal with the mission time of this moment."""
