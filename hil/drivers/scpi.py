@@ -384,12 +384,16 @@ class ScpiSupply:
             return await self._run(steps)
 
     # -------------------------------------------------------------------------------------------- session
+    @property
+    def in_step(self) -> bool:
+        """True when the next reply will answer the next question."""
+        return not self._poisoned and self._transport.alive()
+
     async def begin(self) -> None:
-        """Make sure of a session in step; for `_Turn` only, which holds the lock."""
+        """Bring the session in step; for `_Turn` only, which holds the lock."""
         if self._closed:
             raise UsageError(f"the supply at {self.address} was closed")
-        if self._poisoned or not self._transport.alive():
-            await self._reopen()
+        await self._reopen()
 
     def poison(self) -> None:
         """The dialogue is out of step: what comes next may answer an earlier question."""
@@ -561,6 +565,8 @@ class _Turn:
     async def __aenter__(self) -> None:
         supply = self._supply
         await supply._lock.acquire()
+        if supply.in_step:
+            return
         try:
             await supply.begin()
         except BaseException as error:

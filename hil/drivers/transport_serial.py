@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -49,6 +50,11 @@ class SerialPipe:
         except self._failure as error:
             raise InstrumentClosed(f"{self.device} is gone: {error}") from error
 
+    def cancel(self) -> None:
+        """Wake a thread that waits in `receive`."""
+        with contextlib.suppress(OSError):
+            self._port.cancel_read()
+
     def close(self) -> None:
         self._port.close()
 
@@ -63,15 +69,21 @@ class SerialTransport:
         self._pipe: SerialPipe | None = None
         self._mail: Mailbox | None = None
         self._stop: threading.Event | None = None
+        self._thread: threading.Thread | None = None
 
     async def connect(self, deadline_s: float) -> None:
         """Open the port, dropping an old opening; InstrumentClosed when it is not there or held by another."""
         self.close()
+        if self._thread is not None:  # the port is locked until the last reader has left it
+            await asyncio.to_thread(self._thread.join, max(0.0, deadline_s - time.monotonic()))
         pipe = SerialPipe(self.device, self._baud)
         pipe.receive(0.0)  # what an earlier question left in the driver's buffer
         mail, stop = Mailbox(self.device, self._terminator), threading.Event()
         loop = asyncio.get_running_loop()
-        threading.Thread(target=_pump, args=(pipe, mail, loop, stop), name=f"serial {self.device}", daemon=True).start()
+        thread = self._thread = threading.Thread(
+            target=_pump, args=(pipe, mail, loop, stop), name=f"serial {self.device}", daemon=True
+        )
+        thread.start()
         self._pipe, self._mail, self._stop = pipe, mail, stop
 
     def alive(self) -> bool:
@@ -99,7 +111,7 @@ class SerialTransport:
         if self._stop is not None:
             self._stop.set()
         if self._pipe is not None:
-            self._pipe.close()
+            self._pipe.cancel()
         self._pipe = self._mail = self._stop = None
 
 
@@ -112,6 +124,8 @@ def _pump(pipe: SerialPipe, mail: Mailbox, loop: asyncio.AbstractEventLoop, stop
     except InstrumentClosed as error:
         if not stop.is_set():
             _hand_over(loop, mail.finish, error)
+    finally:
+        pipe.close()
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, action: Callable[[T], None], value: T) -> None:

@@ -32,12 +32,14 @@ def _open(resource: str, timeout_s: float) -> tuple[Any, Any]:
     except (OSError, ValueError):
         manager = pyvisa.ResourceManager("@py")
     try:
-        device = manager.open_resource(resource, open_timeout=max(1, int(timeout_s * 1000)))
+        device: Any = manager.open_resource(resource, open_timeout=max(1, int(timeout_s * 1000)))
     except Exception as error:  # backends raise whatever their system library raises
         manager.close()
         raise InstrumentClosed(
             f"cannot open visa://{resource}: {error}", hint="`pyvisa-info` lists backends, `pyvisa-shell` resources"
         ) from error
+    if resource.upper().endswith("::SOCKET"):  # a byte stream, where only a terminator ends a message
+        device.read_termination = "\n"
     return manager, device
 
 
