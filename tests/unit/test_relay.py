@@ -17,7 +17,7 @@ from hil.cli import run
 from hil.errors import UsageError
 from hil.inventory import load_mission
 from hil.inventory.environment import constellation, environment
-from hil.mission.constellation import Constellation
+from hil.mission.constellation import Constellation, Fleet
 from hil.mission.frames import Station
 from hil.mission.isl import IslConfig, IslOutage
 from hil.mission.orbit import Ephemeris, Orbit
@@ -169,6 +169,23 @@ def test_the_same_ring_gives_the_same_hash(timeline: Timeline) -> None:
     assert other.relay is not None
     other = replace(other, relay=replace(other.relay, isl=replace(other.relay.isl, processing_s=1e-3)))
     assert compile_timeline(other).hash != timeline.hash
+
+
+def test_the_hash_survives_the_last_bits_of_another_machine(
+    timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(7)
+    exact_fleet, exact_orbit = Fleet.teme_km, Orbit.teme_km
+
+    def shaken(values: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        position, velocity = (item * (1 + 2e-15 * rng.uniform(-1, 1, item.shape)) for item in values)
+        return position, velocity
+
+    monkeypatch.setattr(Fleet, "teme_km", lambda self, t_s: shaken(exact_fleet(self, t_s)))
+    monkeypatch.setattr(Orbit, "teme_km", lambda self, day, fraction: shaken(exact_orbit(self, day, fraction)))
+    again = compile_timeline(ring_environment())
+    assert not np.array_equal(again.contact_range_m, timeline.contact_range_m)
+    assert again.hash == timeline.hash
 
 
 def test_the_orbit_must_be_the_targets() -> None:
