@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from hil.errors import UsageError
@@ -13,17 +11,15 @@ from hil.inventory.mission import Mission, MissionFile
 from hil.inventory.mission_link import LinkPlan, LinkRates
 from hil.inventory.network import network
 from hil.inventory.orbit_file import read_orbit_file
-from hil.mission.battery import NMC_OCV
+from hil.inventory.power_environment import power_environment, thermal_config
 from hil.mission.bursts import Bursts, RandomOutages
-from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import DAY_S, Station
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.radio import Channel, LinkBudget, LinkEnvironment, LinkWindow
 from hil.mission.relay import Relay
 from hil.mission.routes import Network
-from hil.mission.solar_array import ArrayConfig
-from hil.mission.timeline import MissionEnvironment, PowerEnvironment
+from hil.mission.timeline import MissionEnvironment
 from hil.model import Span
 
 
@@ -78,11 +74,6 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
     """The environment of `mission` with `board` as its computer. Raises UsageError naming the file that is wrong."""
     file = mission.file
     relay = _relay(mission)
-    power = file.power
-    battery = power.battery
-    shed = power.shed
-    # Wh over the whole discharge divided by the mean open-circuit voltage of that discharge is the charge in Ah.
-    mean_cell_v = sum((high - low) * (low_v + high_v) / 2 for (low, low_v), (high, high_v) in pairwise(NMC_OCV))
     try:
         return MissionEnvironment(
             name=mission.name,
@@ -91,28 +82,8 @@ def environment(mission: Mission, board: BoardType) -> MissionEnvironment:
             start=mission.start,
             duration_s=file.duration_h * 3600.0,
             link=_link(file.link),
-            power=PowerEnvironment(
-                array=ArrayConfig(
-                    bol_w=power.array.bol_w or 0.0, degradation=power.array.degradation, pointing=power.array.pointing
-                ),
-                eps=EpsConfig(
-                    capacity_ah=battery.capacity_wh / (mean_cell_v * battery.cells_series),
-                    cells_series=battery.cells_series,
-                    resistance_ohm=battery.resistance_ohm,
-                    charge_max_c=battery.charge_c_rate,
-                    platform_w=power.platform_w,
-                    initial_soc=battery.initial_soc,
-                ),
-                shed=ShedConfig(
-                    shed_v=shed.voltage_v,
-                    hold_s=shed.hold_s,
-                    restore_v=shed.restore_voltage_v,
-                    restore_soc=shed.restore_soc,
-                    dwell_s=shed.dwell_s,
-                ),
-                board_idle_w=board.power.idle_w,
-                board_full_w=board.power.inference_w,
-            ),
+            power=power_environment(file.power, board),
+            thermal=thermal_config(file.thermal),
             seed=file.seed,
             faults=_faults(file),
             relay=relay,

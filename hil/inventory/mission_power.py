@@ -6,10 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hil.errors import UsageError
 from hil.inventory.yaml_file import Strict
+from hil.mission import eps, solar_array
+from hil.mission.battery import NMC_OCV
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+CURVE_AGREES = 0.05  # a data sheet rounds its points
 
 
 class SasCurve(Strict):
@@ -20,9 +24,21 @@ class SasCurve(Strict):
     vmp_v: Positive
     imp_a: Positive
 
+    @model_validator(mode="after")
+    def _possible(self) -> SasCurve:
+        self.model_curve()
+        return self
+
+    def model_curve(self) -> solar_array.SasCurve:
+        """As the mission engine has it. Raises ValueError when no such curve exists."""
+        try:
+            return solar_array.SasCurve(**self.model_dump())
+        except UsageError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
+
 
 class Array(Strict):
-    """Solar array: begin-of-life watts, or area and efficiency; what is left of them, pointing, temperature."""
+    """Solar array: begin-of-life watts, area and efficiency, or its curve; what is left, pointing, temperature."""
 
     bol_w: float | None = Field(default=None, ge=0)
     area_m2: Positive | None = None
@@ -30,32 +46,73 @@ class Array(Strict):
     degradation: Share = 1.0
     pointing: Share = 1.0
     temperature_c: float = Field(default=28.0, ge=-200, le=200)
-    power_coefficient_per_k: float = Field(default=-0.0025, ge=-0.02, le=0.0)
+    power_coefficient_per_k: float = Field(default=-0.0025, ge=-0.005, le=0.0)
+    current_coefficient_per_k: float = Field(default=0.0005, ge=0.0, le=0.004)
     distance_scaling: bool = False
     conversion: Literal["mppt", "direct"] = "mppt"
     mppt_efficiency: Share = 0.97
-    curve: SasCurve | None = Field(default=None, description="required for direct transfer; output for simulators")
+    curve: SasCurve | None = Field(
+        default=None, description="28 C, full sun; for direct transfer and simulators; alone it also gives bol_w"
+    )
 
     @model_validator(mode="after")
     def _size(self) -> Array:
-        if (self.bol_w is None) == (self.area_m2 is None) or (self.area_m2 is None) != (self.efficiency is None):
-            raise ValueError("give either bol_w, or area_m2 and efficiency")
+        sized = sum(value is not None for value in (self.bol_w, self.area_m2))
+        if sized > 1 or (self.area_m2 is None) != (self.efficiency is None) or (not sized and self.curve is None):
+            raise ValueError("give either bol_w, or area_m2 and efficiency, or only curve")
         if self.conversion == "direct" and self.curve is None:
             raise ValueError("direct transfer needs curve: {voc_v, isc_a, vmp_v, imp_a}")
+        if sized and self.curve is not None:
+            curve_w = self.curve.model_curve().max_power()[2]
+            if abs(curve_w - self.rated_w) > CURVE_AGREES * curve_w:
+                raise ValueError(f"its curve gives {curve_w:.1f} W at most, its size {self.rated_w:.1f} W")
         return self
+
+    @property
+    def rated_w(self) -> float:
+        """Begin-of-life watts at 1 AU and 28 C."""
+        if self.bol_w is not None:
+            return self.bol_w
+        if self.area_m2 is not None:
+            return solar_array.SUN_W_M2 * self.area_m2 * (self.efficiency or 0.0)
+        return 0.0 if self.curve is None else self.curve.model_curve().max_power()[2]
+
+
+class Polarization(Strict):
+    """A voltage that builds up under current and decays after: a resistance with a parallel capacitance."""
+
+    resistance_ohm: Positive
+    time_constant_s: Positive
 
 
 class Battery(Strict):
-    """Battery of the satellite; capacity in Wh at the cells. `ocv`: rows [state of charge, volts per cell]."""
+    """Battery of the satellite; capacity in Wh at the cells, 0 for none. `ocv`: rows [state of charge, volts a cell].
+
+    Resistances are the whole pack's.
+    """
 
     cells_series: int = Field(ge=1)
-    capacity_wh: Positive
+    capacity_wh: float = Field(ge=0, description="0: no battery; that needs bus.regulated_v")
     resistance_ohm: float = Field(ge=0)
+    polarization: Polarization | None = None
     charge_c_rate: Positive = 1.0
     charge_efficiency: float = Field(default=0.99, gt=0, le=1)
     charge_cell_v: Positive = 4.2
     ocv: tuple[tuple[float, float], ...] = ()
     initial_soc: Share = 1.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Battery:
+        try:
+            eps.EpsConfig(1.0, ocv=self.open_circuit, charge_cell_v=self.charge_cell_v)
+        except UsageError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
+        return self
+
+    @property
+    def open_circuit(self) -> tuple[tuple[float, float], ...]:
+        """Rows of (state of charge, volts per cell): the file's, else a common lithium-ion cell's (assumed)."""
+        return self.ocv or NMC_OCV
 
 
 class Converter(Strict):
@@ -72,6 +129,12 @@ class Bus(Strict):
     regulated_v: Positive | None = None
     converter: Converter = Converter()
 
+    @model_validator(mode="after")
+    def _converted(self) -> Bus:
+        if self.regulated_v is None and self.converter != Converter():
+            raise ValueError("converter losses need regulated_v: a battery bus has no converter")
+        return self
+
 
 class Shed(Strict):
     """Load shedding: the board's power is really cut. Dwell is wall time: a board's rails discharge in real time."""
@@ -82,6 +145,12 @@ class Shed(Strict):
     restore_soc: Share
     dwell_s: float = Field(default=5.0, ge=0)
 
+    @model_validator(mode="after")
+    def _hysteresis(self) -> Shed:
+        if self.restore_voltage_v <= self.voltage_v:
+            raise ValueError("restore_voltage_v must be above voltage_v, or the board is cut and powered for ever")
+        return self
+
 
 class PowerPlan(Strict):
     """The satellite's electrical power system. `platform_w` is everything but the board, modelled."""
@@ -91,6 +160,16 @@ class PowerPlan(Strict):
     battery: Battery
     bus: Bus = Bus()
     shed: Shed
+
+    @model_validator(mode="after")
+    def _fits(self) -> PowerPlan:
+        if self.battery.capacity_wh == 0 and (self.bus.regulated_v is None or self.array.conversion == "direct"):
+            raise ValueError("without a battery the bus needs regulated_v and the array a tracker (mppt)")
+        if self.battery.capacity_wh == 0 and self.shed.restore_soc > 0:
+            raise ValueError("without a battery shed.restore_soc must be 0: it would never be restored")
+        if self.bus.regulated_v is not None and self.shed.restore_voltage_v > self.bus.regulated_v:
+            raise ValueError("shed.restore_voltage_v is above bus.regulated_v: it would never be restored")
+        return self
 
 
 class ThermalNode(Strict):
@@ -148,6 +227,8 @@ class ThermalPlan(Strict):
         named = {name for item in self.couplings for name in item.between} | {item.node for item in self.radiators}
         named |= {self.cutoff.node} if self.cutoff else set()
         unknown = sorted(named - set(self.nodes))
+        if sum(node.board_share for node in self.nodes.values()) > 1.0 + 1e-9:
+            raise ValueError("the nodes' board_share add up to more than 1")
         if unknown:
             raise ValueError(f"unknown thermal node {', '.join(unknown)}; nodes are {', '.join(self.nodes)}")
         return self

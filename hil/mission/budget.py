@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hil.errors import UsageError
-from hil.mission.eps import EpsModel
+from hil.mission.battery import Battery
+from hil.mission.eps import EpsConfig, EpsModel
 from hil.mission.frames import Floats
 from hil.mission.orbit import Ephemeris
 from hil.mission.shadow import Eclipse, find_eclipses, sunlit_fraction
@@ -144,12 +145,14 @@ def shed_forecast(mission: Timeline | MissionEnvironment, *, full_w: float | Non
     model = EpsModel(power.eps)
     model.reset(model.battery.soc_at(power.eps.charge_cell_v * power.eps.cells_series))
     start_s, step_s = eclipse.penumbra_entry_s, 1.0
-    sunlit = sunlit_fraction(ephemeris, np.arange(start_s, start_s + environment.orbit.period_s, step_s))
+    t_s = np.arange(start_s, start_s + environment.orbit.period_s, step_s)
+    sunlit = sunlit_fraction(ephemeris, t_s)
+    array_w = power.array.power_w(sunlit, ephemeris.sun_km(t_s)).tolist()
     low_s, lowest, lost = 0.0, 1.0, False
     shed_s: float | None = None
     for index, visible in enumerate(sunlit.tolist()):
         board_w = full_w if shed_s is None else 0.0
-        state = model.step(step_s, board_w, power.array.full_sun_w * visible)
+        state = model.step(step_s, board_w, array_w[index])
         now_s = (index + 1) * step_s
         lowest = min(lowest, state.soc)
         if shed_s is None:
@@ -184,8 +187,9 @@ def usable_wh(power: PowerEnvironment, board_w: float) -> float:
 def orbit_balance(mission: Timeline | MissionEnvironment, *, board_w: float | None = None) -> OrbitBalance:
     """Whether the array feeds the load over one orbit; the message says by how many Wh per orbit it does not.
 
-    `board_w` defaults to the idle board. Counts MPPT, charge efficiency and the battery's resistance at the mean
-    current; a charge limit that is too low shows in `fly`, not here.
+    `board_w` defaults to the idle board. Counts the tracker (or where direct transfer puts the array on its curve),
+    converter, charge efficiency and the battery's resistance at the mean current; a charge limit that is too low shows
+    in `fly`, not here. Without a battery only the sunlit load counts: the rest of the orbit the bus is off.
     """
     environment, ephemeris, eclipse = _longest_eclipse(mission)
     power = _power(environment)
@@ -194,20 +198,24 @@ def orbit_balance(mission: Timeline | MissionEnvironment, *, board_w: float | No
     period_s = environment.orbit.period_s
     start_s = eclipse.penumbra_entry_s if eclipse is not None else 0.0
     eclipse_s = eclipse.duration_s if eclipse is not None else 0.0
-    sunlit = _sunlit_s(ephemeris, start_s, start_s + period_s)
-    available_wh = power.array.full_sun_w * sunlit * config.mppt_efficiency / _WH_J
+    available_wh = _brought_j(power, ephemeris, start_s, start_s + period_s) / _WH_J
     load_w = _terminal_w(power, board_w)
-    carried_j = _battery_j(power, ephemeris, board_w, start_s, start_s + period_s)
-    model = EpsModel(config)
-    volts = model.battery.mean_ocv_v(0.2, 1.0)
-    drop = config.resistance_ohm * load_w / volts**2  # share lost in the resistance, each way
-    storage_j = carried_j * ((1.0 + drop) * (1.0 + drop) / config.charge_efficiency - 1.0)
-    needed_wh = (load_w * period_s + storage_j) / _WH_J
+    if config.capacity_ah == 0:
+        needed_wh = load_w * (period_s - eclipse_s) / _WH_J
+        dark = f"no battery: the bus is off for {eclipse_s / 60.0:.1f} min of eclipse"
+    else:
+        carried_j = _battery_j(power, ephemeris, board_w, start_s, start_s + period_s)
+        volts = _middle_v(config)
+        resistance = config.resistance_ohm + config.polarization_ohm
+        drop = resistance * load_w / volts**2  # share lost in the resistance, each way
+        storage_j = carried_j * ((1.0 + drop) * (1.0 + drop) / config.charge_efficiency - 1.0)
+        needed_wh = (load_w * period_s + storage_j) / _WH_J
+        dark = f"{eclipse_s / 60.0:.1f} min eclipse"
     margin = available_wh - needed_wh
     verdict = f"{margin:.2f} Wh to spare" if margin >= 0 else f"{-margin:.2f} Wh short"
     message = (
         f"per orbit with the board at {board_w:g} W the array brings {available_wh:.2f} Wh to the bus and "
-        f"{needed_wh:.2f} Wh are needed: {verdict} ({eclipse_s / 60.0:.1f} min eclipse)"
+        f"{needed_wh:.2f} Wh are needed: {verdict} ({dark})"
     )
     return OrbitBalance(available_wh, needed_wh, eclipse_s, message)
 
@@ -248,10 +256,26 @@ def _terminal_w(power: PowerEnvironment, board_w: float) -> float:
 def _battery_j(power: PowerEnvironment, ephemeris: Ephemeris, board_w: float, start_s: float, end_s: float) -> float:
     """Energy the battery must give between two instants: load minus array wherever that is positive."""
     t_s = np.linspace(start_s, end_s, _SAMPLES)
-    array_w = power.array.full_sun_w * power.eps.mppt_efficiency * sunlit_fraction(ephemeris, t_s)
+    array_w = _bus_share(power) * power.array.power_w(sunlit_fraction(ephemeris, t_s), ephemeris.sun_km(t_s))
     return float(np.trapezoid(np.maximum(_terminal_w(power, board_w) - array_w, 0.0), t_s))
 
 
-def _sunlit_s(ephemeris: Ephemeris, start_s: float, end_s: float) -> float:
+def _brought_j(power: PowerEnvironment, ephemeris: Ephemeris, start_s: float, end_s: float) -> float:
+    """Energy the array can bring to the battery's terminals between two instants."""
     t_s = np.linspace(start_s, end_s, 4 * _SAMPLES)
-    return float(np.trapezoid(sunlit_fraction(ephemeris, t_s), t_s))
+    array_w = power.array.power_w(sunlit_fraction(ephemeris, t_s), ephemeris.sun_km(t_s))
+    return _bus_share(power) * float(np.trapezoid(array_w, t_s))
+
+
+def _bus_share(power: PowerEnvironment) -> float:
+    """What of the array's maximum reaches the bus."""
+    curve = power.eps.direct
+    if curve is None:
+        return power.eps.mppt_efficiency
+    volts = _middle_v(power.eps)
+    return volts * curve.current_a(volts) / curve.max_power()[2]
+
+
+def _middle_v(config: EpsConfig) -> float:
+    """The voltage that the battery has on the whole between sunrise and sunset."""
+    return Battery(config.capacity_ah, config.cells_series, config.ocv).mean_ocv_v(0.2, 1.0)

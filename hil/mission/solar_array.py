@@ -17,6 +17,7 @@ import numpy as np
 
 from hil.errors import UsageError
 from hil.mission.frames import Floats
+from hil.mission.sun import AU_KM
 
 SUN_W_M2 = 1_361.0  # at 1 AU; cells are rated at AM0, 1367 W/m2: their efficiency carries over, their watts do not
 CELL_RATED_C = 28.0
@@ -164,6 +165,11 @@ class ArrayConfig:
         """Watts at the maximum-power point in full sunlight at 1 AU."""
         warmer_k = self.temperature_c - CELL_RATED_C
         return self.bol_w * self.degradation * self.pointing * (1.0 + self.power_coefficient_per_k * warmer_k)
+
+    def power_w(self, sunlit: Floats, sun_km: Floats) -> Floats:
+        """Watts at the maximum-power point for visible solar discs (n,) and geocentric Sun positions (n, 3)."""
+        watts = self.full_sun_w * sunlit
+        return watts * AU_KM**2 / (sun_km * sun_km).sum(axis=1) if self.distance_scaling else watts
 
     @property
     def operating_curve(self) -> SasCurve | None:

@@ -1,8 +1,8 @@
 """Heat: lumped nodes that conduct to one another and radiate to space, warmed by the board, the Sun and the Earth.
 
 C dT/dt = heat + conduction + absorbed sunlight, albedo and Earth infrared - emissivity sigma A T^4. Long steps are
-divided to a tenth of the fastest node's time constant and integrated with Heun's rule; every flow is booked as it is
-applied, so that the ledger closes to rounding for any step.
+divided to a tenth of the fastest node's time constant, and to a tenth of its temperature while one heats up steeply.
+They are integrated with Heun's rule, and every flow is booked as it is applied, so that the ledger closes to rounding.
 
 A thermal time constant belongs to the hardware: the model runs in wall time, whatever the mission's clock does. Its
 temperatures are modelled, never measured.
@@ -25,6 +25,8 @@ ALBEDO = 0.3
 EARTH_IR_W_M2 = 237.0
 ZERO_C_K = 273.15
 _SHARE_OF_TIME_CONSTANT = 0.1
+_RISE = 0.1  # of its temperature, or of the least below, a radiating node may warm in one sub-step
+_LEAST_K = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class ThermalModel:
         heat_w, entering_w = self._inputs(board_w, sunlit, albedo)
         left_s = dt_s
         while left_s > 0.0:
-            part_s = min(left_s, self._longest_s())
+            part_s = min(left_s, self._longest_s(heat_w))
             self._heun(part_s, heat_w)
             for place, watts in enumerate(entering_w):
                 self._in_j[place] += watts * part_s
@@ -234,15 +236,20 @@ class ThermalModel:
                 entering_w[origin] += watts
         return heat_w, entering_w
 
-    def _longest_s(self) -> float:
-        """The longest stable and accurate sub-step from the present temperatures."""
+    def _longest_s(self, heat_w: list[float]) -> float:
+        """The longest stable and accurate sub-step from the present temperatures.
+
+        The time constant is judged at the temperature that the node may reach in it: emission rises with its cube.
+        """
         longest_s = math.inf
-        for capacity, conducting, emitting, kelvin in zip(
-            self._capacity, self._conducting, self._emitting, self._kelvin, strict=True
-        ):
-            slope = conducting + 4.0 * emitting * kelvin * kelvin * kelvin
+        net_w, _ = self._flows(self._kelvin, heat_w)
+        for place, capacity in enumerate(self._capacity):
+            emitting, kelvin = self._emitting[place], max(self._kelvin[place], _LEAST_K)
+            slope = self._conducting[place] + 4.0 * emitting * ((1.0 + _RISE) * kelvin) ** 3
             if slope > 0.0:
                 longest_s = min(longest_s, _SHARE_OF_TIME_CONSTANT * capacity / slope)
+            if emitting > 0.0 and net_w[place] > 0.0:
+                longest_s = min(longest_s, _RISE * capacity * kelvin / net_w[place])
         return longest_s
 
     def _heun(self, dt_s: float, heat_w: list[float]) -> None:

@@ -47,7 +47,6 @@ from hil.mission.radio import DIRECTIONS, OUTAGE, SPEED_OF_LIGHT_M_S, LinkEnviro
 from hil.mission.relay import Relay, RelayPlan
 from hil.mission.shadow import Eclipse, find_eclipses, plane_angle_deg, visible_fraction
 from hil.mission.solar_array import ArrayConfig
-from hil.mission.sun import AU_KM
 from hil.mission.thermal import ThermalConfig
 from hil.model import Direction, LinkState, Span
 
@@ -465,10 +464,7 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
     sunlit = visible_fraction(position, sun)
     array_w = np.zeros_like(t_s)
     if environment.power is not None:
-        array = environment.power.array
-        array_w = array.full_sun_w * sunlit
-        if array.distance_scaling:
-            array_w = array_w * AU_KM**2 / (sun * sun).sum(axis=1)
+        array_w = environment.power.array.power_w(sunlit, sun)
     delay_s, elevation_deg = _path_columns(environment.link, t_s, contacts, track)
     if relay:
         delay_s = delay_s + relay.isl_delay_s(t_s)

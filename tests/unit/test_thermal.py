@@ -144,6 +144,15 @@ def test_energy_is_conserved_and_nothing_falls_below_absolute_zero(
     assert abs(ledger.residual_j) <= 1e-9 * ledger.throughput_j + 1e-12 * content_j
 
 
+def test_steep_heating_of_a_light_radiator_does_not_overshoot() -> None:
+    """5 kW into one joule per kelvin: a step by the cold plate's time constant would throw it below absolute zero."""
+    config = ThermalConfig((Node("plate", 1.0, 0.0, board_share=0.6),), radiators=(Radiator("plate", 0.5),))
+    hot_c = radiator_temperature_c(0.6 * 5_166.0, 0.5)
+    assert ThermalModel(config).step(2.0, 5_166.0).nodes["plate"] == pytest.approx(hot_c, abs=0.5)
+    frozen = ThermalConfig((Node("plate", 1.0, -273.15, board_share=1.0),), radiators=(Radiator("plate", 0.5),))
+    assert 0 < ThermalModel(frozen).step(100.0, 0.1).nodes["plate"] + 273.15 < 10.5
+
+
 def test_one_long_step_is_many_short_ones() -> None:
     long, short = ThermalModel(BOX), ThermalModel(BOX)
     long.step(1_800.0, 20.0, 1.0, 0.5)
