@@ -22,8 +22,8 @@ from hil.mission.timeline import MissionEnvironment, Timeline
 OfTimeline = Callable[[Timeline], tuple[float, str]]
 
 YEAR_DAYS = 365.25
-_DAY_STEP = 2.5  # between the orbits that are looked at through a year: eclipse seasons last weeks
-_ORBIT_SAMPLES = 720  # 8 s in low orbit: a share of the year is good to 1e-4, an eclipse's length to some seconds
+_DAY_STEP = 1.5  # between the orbits that are looked at through a year: a season's days are good to two
+_ORBIT_SAMPLES = 480  # 12 s in low orbit: a share of the year is good to 1e-4, an eclipse's length to a dozen seconds
 
 
 def _sunlit_share(timeline: Timeline) -> tuple[float, str]:
@@ -92,7 +92,7 @@ def _year_season(timeline: Timeline) -> tuple[float, str]:
 
 
 def year_of_light(environment: MissionEnvironment) -> tuple[Floats, Floats]:
-    """Sunlit share and longest eclipse (s) of an orbit every 2.5 days through the year from the mission's start.
+    """Sunlit share and longest eclipse (s) of an orbit every day and a half through the year from the mission's start.
 
     Raises NoEvidence for elements that do not last a year.
     """
@@ -130,7 +130,7 @@ OF_TIMELINE: dict[str, tuple[str, str, OfTimeline]] = {
         "The year's mean visible share of the Sun's disc, from the mission's start.",
         _year_share,
     ),
-    "year.eclipse_s.max": ("s", "Longest eclipse of that year, to some seconds.", _year_longest),
+    "year.eclipse_s.max": ("s", "Longest eclipse of that year, to a dozen seconds.", _year_longest),
     "year.eclipse_days": ("d", "Days of that year whose orbits have an eclipse.", _year_season),
 }
 """Name: unit, definition, function of the timeline to value and evidence (which may raise NoEvidence)."""
