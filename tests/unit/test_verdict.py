@@ -18,7 +18,10 @@ import synthetic_run
 from hil.campaign import derive, junit, measures, record, verdict
 from hil.errors import BenchError, ExitCode, UsageError
 from hil.inference import metrics
-from hil.inventory.mission import CriterionSpec
+from hil.inventory import load_board_type, load_mission
+from hil.inventory.environment import environment
+from hil.inventory.mission import CriterionSpec, read_mission_file
+from hil.mission.timeline import compile_timeline
 from hil.model import Criterion, Span, Verdict, VerdictFile
 
 ROOT = Path(__file__).parents[2]
@@ -221,13 +224,8 @@ def test_every_mission_of_the_repository_names_known_measures() -> None:
     missions = sorted((ROOT / "fixtures/missions").glob("*.yaml"))
     assert missions
     for path in missions:
-        verdict.check_criteria(_criteria(path), str(path))
-
-
-def _criteria(path: Path) -> tuple[CriterionSpec, ...]:
-    import yaml
-
-    return tuple(CriterionSpec.model_validate(item) for item in yaml.safe_load(path.read_text())["criteria"])
+        file = read_mission_file(path)
+        verdict.check_criteria(file.criteria, str(path), file.reports)
 
 
 def test_documentation_lists_every_measure() -> None:
@@ -353,3 +351,155 @@ def test_not_a_run_directory(tmp_path: Path) -> None:
     (tmp_path / "telemetry.sqlite").write_bytes(b"not a database at all, but long enough to look like one" * 20)
     with pytest.raises(BenchError, match="cannot be read"):
         record.read(tmp_path)
+
+
+# --- what a lab's programs report, and features -----------------------------------------------------------------------
+
+
+def told(run: Path, *values: tuple[Any, str], name: str = "loss") -> None:
+    """Append reports of a program to the journal, in the first seconds of the flight's query step."""
+    asked = next(event for event in record.read(run).of("query"))
+    with (run / "events.jsonl").open("a") as journal:
+        for value, unit in values:
+            event = {"schema": 1, "t_mono": asked.t_mono, "t_wall": "", "source": "campaign", "kind": "reported"}
+            event |= {"run": "train", "name": name, "value": value, "unit": unit}
+            journal.write(json.dumps({**event, "t_start_mono": asked["t_send_mono"], "wall_s": 1.0}) + "\n")
+
+
+def reported(run: Path, measure: str, unit: str = "nat", **bounds: Any) -> Criterion:
+    spec = CriterionSpec(name="x", measure=measure, **bounds)
+    return row(verdict.evaluate(record.read(run), [spec], {"loss": unit}), "x")
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value"), [("last", 2.0), ("min", 1.0), ("max", 3.0), ("p95", 3.0), ("count", 3.0)]
+)
+def test_reports_are_judged_by_their_statistic(run: Path, statistic: str, value: float) -> None:
+    told(run, (1.0, "nat"), (3.0, "nat"), (2.0, "nat"))
+    found = reported(run, f"reported.loss.{statistic}", equals=value)
+    assert (found.verdict, found.measured) == ("pass", value)
+    assert found.unit == ("values" if statistic == "count" else "nat")
+    assert reported(run, f"reported.loss.{statistic}", max=value - 0.5).verdict == "fail"
+
+
+def test_reports_without_a_unit_are_true_false_or_text(run: Path) -> None:
+    told(run, (True, ""), (False, ""))
+    assert reported(run, "reported.loss.all", "", equals=True).verdict == "fail"
+    assert reported(run, "reported.loss.last", "", equals=False).verdict == "pass"
+    told(run, ("ab12", ""))
+    assert reported(run, "reported.loss.last", "", equals="ab12").verdict == "pass"
+    assert reported(run, "reported.loss.last", "", equals="ab13").verdict == "fail"
+    assert reported(run, "reported.loss.max", "nat", max=1).verdict == "missing"
+
+
+def test_a_report_in_another_unit_is_no_evidence(run: Path) -> None:
+    assert reported(run, "reported.loss.last", max=9).verdict == "missing"
+    told(run, (1.0, "bit"))
+    assert reported(run, "reported.loss.last", max=9).verdict == "missing"
+
+
+def test_a_report_has_the_clock_rate_of_its_run(run: Path) -> None:
+    told(run, (1.0, "nat"))
+    assert reported(run, "reported.loss.last", max=9, clock_rate=1).verdict == "pass"
+    assert reported(run, "reported.loss.last", max=9, clock_rate=2).verdict == "invalid"
+
+
+def test_a_name_that_no_program_reports_is_refused(run: Path) -> None:
+    with pytest.raises(UsageError, match="programs report loss"):
+        reported(run, "reported.lost.last", max=1)
+
+
+def test_a_criterion_needs_the_features_of_the_bench_that_flew(run: Path) -> None:
+    spec = CriterionSpec(name="x", measure="power.max_w", max=100, requires=("fast-meter",))
+    assert row(judge(run, spec), "x").verdict == "missing"
+    facts = json.loads((run / "provenance.json").read_text())
+    facts["board"]["features"] = ["fast-meter"]
+    (run / "provenance.json").write_text(json.dumps(facts))
+    assert row(judge(run, spec), "x").verdict == "pass"
+
+
+def test_what_was_computed_is_judged_from_the_timeline_of_the_run(run: Path) -> None:
+    spec = CriterionSpec(name="x", measure="timeline.eclipse_count", min=1)
+    assert row(judge(run, spec), "x").verdict == "missing"
+    flown = load_mission(ROOT / "fixtures/missions/kepler-odc.yaml")
+    timeline = compile_timeline(environment(flown, load_board_type(ROOT / "boards/virtual-arm64.yaml")))
+    timeline.save(run / "timeline.npz")
+    found = row(judge(run, spec), "x")
+    assert (found.verdict, found.measured) == ("pass", 15.0)
+    assert "computed, not measured" in found.evidence
+
+
+def journal(run: Path, *events: dict[str, Any]) -> None:
+    start = record.read(run).of("query")[0]["t_send_mono"]
+    common = {
+        "schema": 1,
+        "t_mono": start + 2,
+        "t_wall": "",
+        "source": "campaign",
+        "t_start_mono": start,
+        "wall_s": 2.0,
+    }
+    with (run / "events.jsonl").open("a") as lines:
+        for event in events:
+            lines.write(json.dumps({**common, **event}) + "\n")
+
+
+BURSTS = [
+    {"kind": "burst", "index": 0, "wall_s": 10.0, "rest_s": 0.0, "tokens": 100, "stop_s": 0.5},
+    {"kind": "burst", "index": 1, "wall_s": 12.0, "rest_s": 30.0, "tokens": 108, "stop_s": 2.0},
+]
+CRUISES = [
+    {"kind": "cruise", "orbits": 2.0, "sheds": 1, "boots_after_shed": 1, "soc_start": 1.0, "soc_end": 0.9},
+    {"kind": "cruise", "orbits": 1.5, "sheds": 0, "boots_after_shed": 0, "soc_start": 0.9, "soc_end": 0.95},
+]
+OTHERS = [
+    {"kind": "run_cut", "run": "train", "while_running": True},
+    {"kind": "run_cut", "run": "train", "while_running": False},
+    {"kind": "shut_down", "before_eclipse_s": 40.0},
+    {"kind": "shut_down", "before_eclipse_s": 35.0},
+    {"kind": "resumed", "resume_s": 20.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [
+        ("duty.bursts", 2.0),
+        ("duty.on_s.min", 10.0),
+        ("duty.on_s.max", 12.0),
+        ("duty.rest_s.max", 30.0),
+        ("duty.stop_s.max", 2.0),
+        ("duty.tokens.min", 100.0),
+        ("duty.tokens_rate_spread", 1.0 / 9.5),
+        ("cruise.orbits", 3.5),
+        ("cruise.sheds", 1.0),
+        ("cruise.restored_ok", True),
+        ("cruise.soc_drop.max", 0.1),
+        ("cruise.shutdown_margin_s.min", 35.0),
+        ("cruise.resume_s.max", 20.0),
+        ("run.cuts", 1.0),
+    ],
+)
+def test_measures_of_endurance(run: Path, measure: str, value: float) -> None:
+    journal(run, *BURSTS, *CRUISES, *OTHERS)
+    found = measures.MEASURES[measure].of(record.read(run))
+    assert found.value == pytest.approx(value)
+
+
+def test_a_board_that_did_not_boot_after_a_shed_is_told(run: Path) -> None:
+    journal(run, {**CRUISES[0], "boots_after_shed": 0})
+    assert measures.MEASURES["cruise.restored_ok"].of(record.read(run)).value is False
+
+
+def test_admissions_and_how_long_queries_took(run: Path) -> None:
+    with pytest.raises(measures.NoEvidence, match="no query was subject to an admission rule"):
+        measures.MEASURES["query.false_admits_share"].of(record.read(run))
+    edit(run, put("query", predicted_s=8.0))
+    assert measures.MEASURES["query.false_admits_share"].of(record.read(run)).value == 0.0
+    journal(run, {"kind": "query_lost", "predicted_s": 8.0})
+    asked = len(record.read(run).of("query"))
+    assert measures.MEASURES["query.false_admits_share"].of(record.read(run)).value == pytest.approx(1 / (asked + 1))
+    p95 = measures.MEASURES["query.duration_s.p95"].of(record.read(run)).value
+    assert p95 == measures.MEASURES["query.duration_s.max"].of(record.read(run)).value
+    longest = max(len(event["answer"].encode()) for event in record.read(run).of("query"))
+    assert measures.MEASURES["query.answer_bytes.max"].of(record.read(run)).value == longest
