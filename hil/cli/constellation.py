@@ -47,7 +47,7 @@ def routes(
     found = compile_routes(network)
     summary = {"mission": item.name, **_summary(network, found)}
     if target is not None:
-        summary["to"] = _ways(found, target)
+        summary["to"] = _ways(found, target, item.file.link.handover)
     if contacts:
         summary["contacts"] = _contacts(found)
     if as_json:
@@ -105,14 +105,15 @@ def _summary(network: Network, found: Routes) -> dict[str, Any]:
     }
 
 
-def _ways(found: Routes, target: int) -> dict[str, Any]:
+def _ways(found: Routes, target: int, handover: str) -> dict[str, Any]:
     from hil.mission.frames import utc_text
     from hil.mission.relay import RelayPlan
 
-    plan = RelayPlan(found, target)
+    plan = RelayPlan(found, target, keep=handover == "keep-current")
     start = found.network.start
     return {
         "satellite": target,
+        "handover": handover,
         "reachable_s": round(sum(span.duration_s for span in plan.spans), 3),
         "contacts": len(plan.contacts),
         "handovers": sum(len(contact.spans) - 1 for contact in plan.contacts),

@@ -19,7 +19,7 @@ from hil.mission.constellation import Constellation
 from hil.mission.frames import Floats, Station, look
 from hil.mission.isl import IslConfig, geometry
 from hil.mission.orbit import Ephemeris, Orbit
-from hil.mission.passes import Contact
+from hil.mission.passes import Contact, Handover
 from hil.mission.roots import maxima
 from hil.mission.routes import SPEED_OF_LIGHT_KM_S, SPEED_OF_LIGHT_M_S, Network, Routes, RouteSpan, compile_routes
 from hil.model import Span
@@ -68,10 +68,15 @@ class Relay:
             values["step_s"],
         )
 
-    def plan(self, stations: tuple[Station, ...], start: datetime, duration_s: float) -> RelayPlan:
-        """Routes to the target from any of `stations`. Raises UsageError as `compile_routes` does."""
+    def plan(
+        self, stations: tuple[Station, ...], start: datetime, duration_s: float, *, handover: Handover = "keep-current"
+    ) -> RelayPlan:
+        """Routes to the target from any of `stations`. Raises UsageError as `compile_routes` does.
+
+        `keep-current` keeps a way until one of its links goes; `highest` takes the shortest at every step.
+        """
         network = Network(self.constellation, self.isl, stations, start, duration_s, self.step_s)
-        return RelayPlan(compile_routes(network), self.target)
+        return RelayPlan(compile_routes(network), self.target, keep=handover == "keep-current")
 
 
 class RelayPlan:
@@ -82,10 +87,10 @@ class RelayPlan:
     between the satellites changes while the access satellite stays. `itrf_m(t_s)` is where the access satellite is.
     """
 
-    def __init__(self, routes: Routes, target: int) -> None:
+    def __init__(self, routes: Routes, target: int, *, keep: bool = False) -> None:
         network = routes.network
         self.target = target
-        self.spans: tuple[RouteSpan, ...] = routes.spans(target)
+        self.spans: tuple[RouteSpan, ...] = routes.spans(target, keep=keep)
         self._stations = {station.name: station for station in network.stations}
         self._processing_s = network.isl.processing_s
         self._ground_processing_s = network.ground_processing_s

@@ -183,29 +183,28 @@ class Routes:
             found.append(before)
         return tuple(reversed(found))
 
-    def spans(self, target: int) -> tuple[RouteSpan, ...]:
-        """Who carries the traffic to `target` when, as the module's first lines explain. Sorted, never overlapping."""
+    def spans(self, target: int, *, keep: bool = False) -> tuple[RouteSpan, ...]:
+        """Who carries the traffic to `target` when, as the module's first lines explain. Sorted, never overlapping.
+
+        `keep`: a way is kept until one of its links goes, also when a shorter one appears: fewer handovers.
+        """
         names = [station.name for station in self.network.stations]
-        end_s = self.network.duration_s
         found: list[RouteSpan] = []
-        free_s = 0.0  # nothing is decided before this
-        for step, t_s in enumerate(self.t_s):
-            path = self.path(step, target)
-            if not path:
-                continue
-            station = names[self.station[step, path[0]]]
-            until_s = float(self.t_s[step + 1]) if step + 1 < len(self.t_s) else end_s
-            low_s, high_s = self._works(station, path, float(t_s))
-            # From the step on, or before it if the way works already and the one before has ended.
-            start_s, stop_s = max(free_s, low_s), min(high_s, until_s)
-            if stop_s <= start_s:
-                continue
-            last = found[-1] if found else None
-            if last and last.end_s == start_s and (last.station, last.path) == (station, path):
-                found[-1] = RouteSpan(last.start_s, stop_s, station, path)
-            else:
-                found.append(RouteSpan(start_s, stop_s, station, path))
-            free_s = stop_s
+        holds_s = free_s = 0.0  # until when the last way works; nothing is decided from `free_s` on
+        for step, t_s in enumerate(self.t_s.tolist()):
+            until_s = float(self.t_s[step + 1]) if step + 1 < len(self.t_s) else self.network.duration_s
+            ways: list[tuple[str, tuple[int, ...]]] = []
+            if keep and free_s == t_s < holds_s:
+                ways.append((found[-1].station, found[-1].path))
+            if path := self.path(step, target):
+                ways.append((names[self.station[step, path[0]]], path))
+            for station, path in ways:
+                low_s, high_s = self._works(station, path, t_s)
+                # From the step on, or before it if the way works already and the one before has ended.
+                start_s, stop_s = max(free_s, low_s), min(high_s, until_s)
+                if stop_s > start_s:
+                    _append(found, RouteSpan(start_s, stop_s, station, path))
+                    free_s, holds_s = stop_s, high_s
         return tuple(found)
 
     def _works(self, station: str, path: tuple[int, ...], t_s: float) -> tuple[float, float]:
@@ -225,6 +224,15 @@ class Routes:
                 f"there is no satellite {target}",
                 hint=f"satellites are numbered 0..{len(self.network.constellation) - 1}, plane by plane",
             )
+
+
+def _append(spans: list[RouteSpan], span: RouteSpan) -> None:
+    """Add a span, or lengthen the last one if it is the same way without a break."""
+    last = spans[-1] if spans else None
+    if last and last.end_s == span.start_s and (last.station, last.path) == (span.station, span.path):
+        spans[-1] = RouteSpan(last.start_s, span.end_s, span.station, span.path)
+    else:
+        spans.append(span)
 
 
 def compile_routes(network: Network) -> Routes:

@@ -342,6 +342,7 @@ class Timeline:
                 if meta["format"] != FORMAT:
                     raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
                 columns = {name: np.array(file[name], dtype=np.float64) for name in _COLUMNS}
+            _check_columns(columns)
             timeline = cls(
                 environment=MissionEnvironment.from_dict(meta["environment"]),
                 edges=tuple(Edge(**edge) for edge in meta["edges"]),
@@ -361,7 +362,7 @@ class Timeline:
 
     def to_csv(self) -> str:
         """The columns over `t_s` as CSV text with a header; empty cells outside contacts."""
-        names = (*_COLUMNS[: _COLUMNS.index("elevation_deg") + 1], "uplink_bps", "downlink_bps")
+        names = ("t_s", *_AXES["t_s"])
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("utc", *names))
@@ -371,29 +372,35 @@ class Timeline:
         return text.getvalue()
 
 
-_COLUMNS = (
-    "t_s",
-    "sunlit_fraction",
-    "array_w",
-    "beta_deg",
-    "delay_s",
-    "elevation_deg",
-    "contact_t_s",
-    "contact_range_m",
-    "contact_elevation_deg",
-    "contact_azimuth_deg",
-    "contact_span",
-    "relay_t_s",
-    "relay_delay_s",
-    "uplink_bps",
-    "downlink_bps",
-    "uplink_step_t_s",
-    "uplink_step_bps",
-    "uplink_step_loss",
-    "downlink_step_t_s",
-    "downlink_step_bps",
-    "downlink_step_loss",
-)
+# each axis of time and the columns over it
+_AXES = {
+    "t_s": ("sunlit_fraction", "array_w", "beta_deg", "delay_s", "elevation_deg", "uplink_bps", "downlink_bps"),
+    "contact_t_s": ("contact_range_m", "contact_elevation_deg", "contact_azimuth_deg", "contact_span"),
+    "relay_t_s": ("relay_delay_s",),
+    "uplink_step_t_s": ("uplink_step_bps", "uplink_step_loss"),
+    "downlink_step_t_s": ("downlink_step_bps", "downlink_step_loss"),
+}
+_COLUMNS = tuple(name for axis, columns in _AXES.items() for name in (axis, *columns))
+_NAN_OUTSIDE_CONTACTS = ("delay_s", "elevation_deg")
+
+
+def _check_columns(columns: dict[str, Floats]) -> None:
+    """Raises ValueError for columns that no compilation makes: the hash does not cover all of them."""
+    for axis, names in _AXES.items():
+        rows = len(columns[axis])
+        if any(columns[name].shape != (rows,) for name in (axis, *names)):
+            raise ValueError(f"columns over {axis} differ in length")
+        if not (np.isfinite(columns[axis]).all() and (np.diff(columns[axis]) >= 0).all()):
+            raise ValueError(f"{axis} does not rise")
+        for name in names:
+            if name not in _NAN_OUTSIDE_CONTACTS and not np.isfinite(columns[name]).all():
+                raise ValueError(f"{name} has values that are no numbers")
+    for name in ("sunlit_fraction", "uplink_step_loss", "downlink_step_loss"):
+        if ((columns[name] < 0) | (columns[name] > 1)).any():
+            raise ValueError(f"{name} leaves 0..1")
+    for name in ("array_w", "contact_range_m", "relay_delay_s", "uplink_step_bps", "downlink_step_bps"):
+        if (columns[name] < 0).any():
+            raise ValueError(f"{name} is below zero")
 
 
 class _FastSteps:
@@ -449,7 +456,7 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
     """Compute the mission's environment. Raises UsageError when the orbit cannot be propagated that far."""
     ephemeris = Ephemeris(environment.orbit, environment.start)
     end_s = environment.duration_s
-    relay = environment.relay and environment.relay.plan(environment.stations, environment.start, end_s)
+    relay = _relay_plan(environment)
     contacts = relay.contacts if relay else _contacts(environment, ephemeris)
     eclipses = find_eclipses(ephemeris, 0.0, end_s)
     served = relay or ephemeris  # whom the stations talk to
@@ -489,6 +496,13 @@ def compile_timeline(environment: MissionEnvironment) -> Timeline:
         **{f"{direction}_step_bps": steps.rate_bps for direction, steps in link.steps.items()},
         **{f"{direction}_step_loss": steps.loss for direction, steps in link.steps.items()},
     )
+
+
+def _relay_plan(environment: MissionEnvironment) -> RelayPlan | None:
+    relay, handover = environment.relay, environment.link.handover
+    if relay is None:
+        return None
+    return relay.plan(environment.stations, environment.start, environment.duration_s, handover=handover)
 
 
 def _contacts(environment: MissionEnvironment, ephemeris: Ephemeris) -> tuple[Contact, ...]:

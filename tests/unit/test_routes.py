@@ -277,8 +277,8 @@ def test_links_lock_again_after_every_eclipse() -> None:
 
 
 def test_spans_use_a_way_only_while_all_its_links_work(ring: Routes, shell: Routes) -> None:
-    for routes, target in ((ring, 5), (ring, 0), (shell, 20)):
-        spans = routes.spans(target)
+    for routes, target, keep in ((ring, 5, False), (ring, 0, True), (shell, 20, False), (shell, 20, True)):
+        spans = routes.spans(target, keep=keep)
         assert spans
         for before, after in pairwise(spans):
             assert before.end_s <= after.start_s
@@ -305,6 +305,18 @@ def test_spans_begin_and_end_at_root_found_edges(ring: Routes) -> None:
     covered = sum(span.duration_s for span in spans)
     # reachable whenever anyone is seen: what the steps lose is less than a step at each end of a gap
     assert covered == pytest.approx(60.0 * np.isfinite(ring.delay_s[:, 5]).sum(), rel=0.02)
+
+
+def test_a_way_that_is_kept_changes_only_when_a_link_goes(ring: Routes) -> None:
+    eager, kept = ring.spans(5), ring.spans(5, keep=True)
+    assert len(kept) < len(eager)
+    ends = {span.end_s for span in ring.link_spans}
+    changes = [after.start_s for before, after in pairwise(kept) if before.end_s == after.start_s]
+    assert changes
+    assert set(changes) <= ends
+    assert not {after.start_s for before, after in pairwise(eager) if before.end_s == after.start_s} <= ends
+    # and nothing is lost by it
+    assert sum(s.duration_s for s in kept) >= sum(s.duration_s for s in eager) - 1e-6
 
 
 def test_windows_join_without_a_seam(ring: Routes, monkeypatch: pytest.MonkeyPatch) -> None:
