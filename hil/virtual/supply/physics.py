@@ -109,6 +109,18 @@ class Channel:
         self.curve: Curve | None = None
         self._refresh()
 
+    @property
+    def load(self) -> Load | None:
+        """What hangs on the output."""
+        return self._load
+
+    @load.setter
+    def load(self, load: Load | None) -> None:
+        self._load = load
+        # asked once: a protocol's isinstance is too slow for every tick of many channels
+        self._ohm = load.resistance_ohm if isinstance(load, OhmicLoad) else None
+        self._farad = load.input_capacitance_f if isinstance(load, CapacitiveLoad) else 0.0
+
     # --- switching ---------------------------------------------------------------------------------------------------
     @property
     def tripped(self) -> bool:
@@ -173,6 +185,12 @@ class Channel:
             self._time_s = max(now_s, self._time_s)
             return
         watts = self._demand_w(now_s)
+        if self._stays(watts):
+            self.current_a = watts / self.terminal_v
+            self.peak_a = max(self.peak_a, self.current_a)
+            self.energy_j += watts * (now_s - self._time_s)
+            self._time_s = now_s
+            return
         steps = 0
         while True:
             rest = now_s - self._time_s
@@ -190,9 +208,30 @@ class Channel:
                 return
 
     def _demand_w(self, now_s: float) -> float:
-        if self.load is None or not self.load_powered or isinstance(self.load, OhmicLoad):
+        if self._load is None or not self.load_powered or self._ohm is not None:
             return 0.0
-        return max(0.0, self.load.power_w(now_s))
+        return max(0.0, self._load.power_w(now_s))
+
+    def _stays(self, watts: float) -> bool:
+        """Whether nothing moves and nothing may trip: a settled board in constant voltage, the usual case by far."""
+        volts = self.terminal_v
+        return (
+            self.output_on
+            and self.load_powered
+            and self._ohm is None
+            and self.curve is None
+            and self.mode == "CV"
+            and volts == self.voltage_set_v
+            and volts > 0.0
+            and watts <= volts * self._limit_a()
+            and not self.opp.enabled
+            and (self.trips_in_cc or not self.ocp.enabled or watts <= volts * self.ocp.level)
+            and (not self.ovp.enabled or volts <= self.ovp.level)
+            and self._load is not None
+            and volts >= self._load.undervoltage_lockout_v
+            and self.ovp.since_s is None
+            and self.ocp.since_s is None
+        )
 
     def _step_s(self, watts: float) -> float:
         """How far time may go at once: everything is integrated exactly, but an edge may lie in between."""
@@ -204,12 +243,9 @@ class Channel:
         pending = [
             p.since_s + p.delay_s - self._time_s for p in (self.ovp, self.ocp, self.opp) if p.since_s is not None
         ]
-        if self.load is not None and not self.load_powered and self._return_s > self._time_s:
+        if self._load is not None and not self.load_powered and self._return_s > self._time_s:
             pending.append(self._return_s - self._time_s)
         return max(_SUBSTEP_S, min(pending)) if pending else math.inf
-
-    def _capacitance_f(self) -> float:
-        return self.load.input_capacitance_f if isinstance(self.load, CapacitiveLoad) else 0.0
 
     def _move(self, watts: float, step_s: float) -> None:
         """One step of the terminal voltage towards where the source and the load meet."""
@@ -220,7 +256,7 @@ class Channel:
         change_v = (target - self.terminal_v) * (1.0 - math.exp(-step_s / RISE_TAU_S))
         if abs(target - self.terminal_v - change_v) < _SETTLED_V:
             change_v = target - self.terminal_v
-        charge_f = self._capacitance_f()
+        charge_f = self._farad
         if charge_f > 0.0 and step_s > 0.0 and self.curve is None:
             change_v, amperes, mode = self._charge(change_v, amperes, mode, watts, charge_f, step_s)
         self.terminal_v = max(0.0, self.terminal_v + change_v)
@@ -243,10 +279,10 @@ class Channel:
 
     def _discharge(self, watts: float, step_s: float) -> None:
         self.mode, self.current_a = "CV", 0.0
-        farad = OUTPUT_CAPACITANCE_F + self._capacitance_f()
+        farad = OUTPUT_CAPACITANCE_F + self._farad
         ohm = BLEEDER_OHM
-        if isinstance(self.load, OhmicLoad):
-            ohm = ohm * self.load.resistance_ohm / (ohm + self.load.resistance_ohm)
+        if self._ohm is not None:
+            ohm = ohm * self._ohm / (ohm + self._ohm)
         energy_left = self.terminal_v**2 - 2.0 * watts * step_s / farad
         self.terminal_v = math.sqrt(max(0.0, energy_left)) * math.exp(-step_s / (ohm * farad))
         if self.terminal_v < _SETTLED_V:
@@ -267,8 +303,8 @@ class Channel:
         if self.curve is not None:
             return self._on_the_curve(self.curve, watts)
         limit, wanted_v = self._limit_a(), self.voltage_set_v
-        if isinstance(self.load, OhmicLoad):
-            ohm = self.load.resistance_ohm
+        if self._ohm is not None:
+            ohm = self._ohm
             if wanted_v / ohm <= limit:
                 return wanted_v, self.terminal_v / ohm, "CV"
             return limit * ohm, min(limit, self.terminal_v / ohm), "CC"
@@ -280,8 +316,8 @@ class Channel:
         return 0.0, limit, "CC"
 
     def _on_the_curve(self, curve: Curve, watts: float) -> tuple[float, float, Regulation]:
-        if isinstance(self.load, OhmicLoad):
-            ohm = self.load.resistance_ohm
+        if self._ohm is not None:
+            ohm = self._ohm
             target = curve.meet(self.terminal_v, lambda v: v / ohm)
             amperes = min(self.terminal_v / ohm, curve.short_circuit_a)
         else:
@@ -305,12 +341,12 @@ class Channel:
             self.ovp.since_s = self.ocp.since_s = self.opp.since_s = None
         if not self.output_on:
             self.current_a = 0.0
-        if self.load is not None:
-            self._feed(self.load, now_s)
+        if self._load is not None:
+            self._feed(self._load, now_s)
 
     def _feed(self, load: Load, now_s: float) -> None:
         lockout = load.undervoltage_lockout_v
-        starved = self.terminal_v < lockout or (not self.output_on and self._capacitance_f() == 0.0)
+        starved = self.terminal_v < lockout or (not self.output_on and self._farad == 0.0)
         if self.load_powered and (starved or (self.terminal_v == 0.0 and not self.output_on)):
             self._return_s = now_s + RETURN_DWELL_S if self.output_on else now_s
             self._power_load(False)
@@ -322,7 +358,7 @@ class Channel:
 
     def _power_load(self, on: bool) -> None:
         self.load_powered = on
-        if not on and not isinstance(self.load, OhmicLoad):
+        if not on and self._ohm is None:
             self.current_a = 0.0
-        if self.load is not None:
-            self.load.set_powered(on)
+        if self._load is not None:
+            self._load.set_powered(on)
