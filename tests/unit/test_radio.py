@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -511,8 +513,6 @@ def test_an_environment_survives_json_exactly(
     random: RandomOutages | None,
     window: LinkWindow | None,
 ) -> None:
-    import json
-
     link = LinkEnvironment(
         up,
         Channel(1e6),
@@ -565,3 +565,42 @@ def test_another_machines_last_bits_do_not_change_the_hash(rough: Timeline, monk
     moved = [abs(a.t_s - b.t_s) for a, b in zip(here.edges, there.edges, strict=True)]
     assert 0 < max(moved) < 1e-4
     assert there.hash == here.hash
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("delay_s", lambda column: column[:-1], "columns over t_s differ in length"),
+        ("array_w", lambda column: column - 1.0, "array_w is below zero"),
+        ("uplink_step_loss", lambda column: column + 1.0, "uplink_step_loss leaves 0..1"),
+        ("contact_t_s", lambda column: column[::-1], "contact_t_s does not rise"),
+        ("downlink_step_bps", lambda column: column * np.nan, "downlink_step_bps has values that are no numbers"),
+        ("contact_range_m", lambda column: column[:, None], "columns over contact_t_s differ in length"),
+    ],
+)
+def test_columns_that_no_compilation_makes_are_refused(
+    rough: Timeline, tmp_path: Path, name: str, change: Any, message: str
+) -> None:
+    path = tmp_path / "rough.npz"
+    rough.save(path)
+    with np.load(path) as file:
+        content = dict(file)
+    content[name] = change(content[name])
+    with path.open("wb") as out:
+        np.savez(out, **content)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Timeline.load(path)
+
+
+def test_an_older_format_is_told_apart_from_a_broken_file(rough: Timeline, tmp_path: Path) -> None:
+    path = tmp_path / "rough.npz"
+    rough.save(path)
+    with np.load(path) as file:
+        content = dict(file)
+    meta = json.loads(bytes(content["meta"])) | {"format": 1}
+    content["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    del content["uplink_bps"]
+    with path.open("wb") as out:
+        np.savez(out, **content)
+    with pytest.raises(UsageError, match="format 1, this version reads"):
+        Timeline.load(path)
