@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +14,9 @@ from hil.mission.frames import Floats
 from hil.mission.timeline import Timeline
 from hil.model import Span
 
-MOST_STEPS = 60_000  # of the model: a longer mission is flown in longer steps, which a plot does not show
+MOST_STEPS = 40_000  # of the model: a longer mission is flown in longer steps, which a plot does not show
+NEAR_SHED_V = 0.5  # volts above shedding below which no step is longer than this, so that it is not seen too late
+NEAR_STEP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +43,26 @@ def forecast(timeline: Timeline, label: str, board_w: float) -> Forecast:
     power = timeline.environment.power
     if power is None:
         raise UsageError(f"mission {timeline.environment.name} has no power section")
-    end_s = timeline.duration_s
-    longest_s = end_s / MOST_STEPS if len(timeline.t_s) > MOST_STEPS else 0.0
+    longest_s = timeline.duration_s / MOST_STEPS if len(timeline.t_s) > MOST_STEPS else 0.0
     model = EpsModel(replace(power.eps, max_substep_s=max(power.eps.max_substep_s, longest_s)))
-    t_s = _rows(timeline, end_s, longest_s)
-    array_w = np.interp(t_s, timeline.t_s, timeline.array_w)
+    t_s = _rows(timeline, longest_s)
+    array_w = _mean_array_w(timeline, t_s).tolist()
     switch = _Switch(power.shed)
+    near_v = 0.0 if power.shed is None else power.shed.shed_v + NEAR_SHED_V
     rows = [(model.state.soc, model.state.bus_voltage_v, board_w + power.eps.platform_w)]
     collapsed = False
-    for index in range(1, len(t_s)):
-        dt_s = float(t_s[index] - t_s[index - 1])
-        load_w = 0.0 if switch.since_s is not None else board_w
-        state = model.step(dt_s, load_w, 0.5 * float(array_w[index - 1] + array_w[index]))
-        collapsed = collapsed or state.collapsed
-        switch.see(float(t_s[index]), dt_s, state.bus_voltage_v, state.soc)
-        next_w = 0.0 if switch.since_s is not None else board_w
-        rows.append((state.soc, state.bus_voltage_v, next_w + power.eps.platform_w))
+    for index, (start_s, end_s) in enumerate(pairwise(t_s.tolist())):
+        parts = math.ceil((end_s - start_s) / NEAR_STEP_S - 1e-9) if model.state.bus_voltage_v < near_v else 1
+        dt_s = (end_s - start_s) / max(parts, 1)
+        for part in range(max(parts, 1)):
+            state = model.step(dt_s, switch.board_w(board_w), array_w[index])
+            collapsed = collapsed or state.collapsed
+            switch.see(
+                end_s if part + 1 >= parts else start_s + (part + 1) * dt_s, dt_s, state.bus_voltage_v, state.soc
+            )
+        rows.append((state.soc, state.bus_voltage_v, switch.board_w(board_w) + power.eps.platform_w))
     soc, volts, load = np.array(rows).T
-    return Forecast(label, t_s, soc, volts, load, switch.spans(end_s), collapsed)
+    return Forecast(label, t_s, soc, volts, load, switch.spans(timeline.duration_s), collapsed)
 
 
 class _Switch:
@@ -67,6 +73,10 @@ class _Switch:
         self.since_s: float | None = None
         self._low_s = 0.0
         self._over: list[Span] = []
+
+    def board_w(self, watts: float) -> float:
+        """What the board draws that would draw `watts`."""
+        return watts if self.since_s is None else 0.0
 
     def see(self, now_s: float, dt_s: float, volts: float, soc: float) -> None:
         rule = self.rule
@@ -85,9 +95,17 @@ class _Switch:
         return (*self._over, *last)
 
 
-def _rows(timeline: Timeline, end_s: float, longest_s: float) -> Floats:
-    """The timeline's rows up to `end_s`, no nearer to each other than `longest_s`."""
-    t_s = np.append(timeline.t_s[timeline.t_s < end_s], end_s)
+def _mean_array_w(timeline: Timeline, t_s: Floats) -> Floats:
+    """Mean array power between each two of `t_s`, whatever lies between them."""
+    steps = np.diff(timeline.t_s) * (timeline.array_w[:-1] + timeline.array_w[1:]) / 2.0
+    joules = np.interp(t_s, timeline.t_s, np.concatenate([[0.0], np.cumsum(steps)]))
+    mean: Floats = np.diff(joules) / np.diff(t_s)
+    return np.maximum(mean, 0.0)
+
+
+def _rows(timeline: Timeline, longest_s: float) -> Floats:
+    """The timeline's rows, one in each cell of `longest_s`; all of them when that is zero."""
+    t_s = timeline.t_s
     if not longest_s:
         return t_s
     cell = np.floor(t_s / longest_s)

@@ -152,8 +152,8 @@ class _Drawing:
         whole = self.map_end_s >= self.end_s
         return (
             "All of it is computed, nothing measured. Mission time runs from left to right; each pixel column shows "
-            f"the lowest and the highest value in it. The map shows {'all' if whole else 'the first'} {shown}; its "
-            "circles are for the mean height of the orbit."
+            f"the lowest and the highest value in it. The map shows {'all' if whole else 'the first'} {shown}, "
+            "from the yellow dot on; its circles are for the mean height of the orbit."
         )
 
     def _stack(self) -> Iterator[str]:
@@ -193,10 +193,15 @@ def _panels(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[Panel
 
 
 def _rate(timeline: Timeline, direction: Direction) -> Series:
-    since, rate = getattr(timeline, f"{direction}_step_t_s"), getattr(timeline, f"{direction}_step_bps")
-    loss = getattr(timeline, f"{direction}_step_loss")
+    """What the direction carries at every row of the timeline; a contact may be shorter than a column of pixels."""
+    since, loss = getattr(timeline, f"{direction}_step_t_s"), getattr(timeline, f"{direction}_step_loss")
+    lost = loss[np.maximum(np.searchsorted(since, timeline.t_s, side="right") - 1, 0)] >= 1 if len(since) else False
+    rate = getattr(timeline, f"{direction}_bps")
+    shown = np.where((rate > 0) & ~np.asarray(lost), rate / 1e6, np.nan)
+    colour: int
+    style: plot.Style
     colour, style = (1, "line") if direction == "uplink" else (2, "dashed")
-    return Series(direction, since, np.where((rate > 0) & (loss < 1), rate / 1e6, np.nan), colour, style, held=True)  # type: ignore[arg-type]
+    return Series(direction, timeline.t_s, shown, colour, style)
 
 
 def _power_panels(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[Panel]:
@@ -246,7 +251,7 @@ def _tracks(timeline: Timeline, forecasts: Sequence[Forecast], shades: Sequence[
     dark, dusk = shades[0].spans, shades[1].spans
     edges = sorted([(span.start_s, span.end_s) for span in (*dark, *dusk)])
     sun = tuple(Span(low, high, "sun") for low, high in _gaps(edges, timeline.duration_s))
-    yield Track("light", (Band("b-sun", sun), Band("b-penumbra", dusk), Band("b-eclipse", dark)))
+    yield Track("light", (Band("b-sun", sun), Band("b-penumbra", dusk), Band("b-eclipse", dark)), 0.0)
     spans = [span for contact in timeline.contacts for span in contact.spans]
     for name in dict.fromkeys([*(item.name for item in timeline.environment.stations), *(s.label for s in spans)]):
         own = tuple(span for span in spans if span.label == name)

@@ -142,6 +142,7 @@ class Track:
 
     title: str
     bands: tuple[Band, ...] = field(default_factory=tuple)
+    least_width: float = 1.2  # pixels of a block, however short: what is rare must be seen
 
 
 def envelope(series: Series, borders: Floats) -> tuple[Floats, Floats]:
@@ -211,7 +212,7 @@ def strip(axis: Axis, tracks: Sequence[Track], events: Sequence[tuple[float, str
         for band in track.bands:
             for span in band.spans:
                 for x, width in _boxes(axis, span):
-                    size = f'width="{max(width, 1.2):.1f}" height="{row - 4}"'
+                    size = f'width="{max(width, track.least_width):.2f}" height="{row - 4}"'
                     out.append(
                         f'<rect class="{band.css}" x="{x:.1f}" y="{y:.1f}" {size}>'
                         f"<title>{html.escape(f'{track.title}: {span.label}')}</title></rect>"

@@ -53,6 +53,7 @@ def world(timeline: Timeline, start_s: float, end_s: float) -> str:
             f'<path class="land" d="{_land()}"/>{_graticule()}{_anomaly()}',
             *(f'<path class="heard" d="{_path(_footprint(item, height_km))}"/>' for item in stations),
             *(f'<path class="{kind}" d="{_drawn(track, kind)}"/>' for kind in ("t-sun", "t-dark", "t-contact")),
+            f'<circle class="craft" cx="{_x(longitude[0]):.1f}" cy="{_y(latitude[0]):.1f}" r="4"/>',
             f"</g>{''.join(_marks(stations))}{''.join(_degrees())}</svg>",
         ]
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from test_report import Page
 
+from hil.campaign import forecast as forecast_module
 from hil.campaign import mission_plot, world_map
 from hil.campaign.forecast import forecast
 from hil.errors import UsageError
@@ -200,6 +201,18 @@ def test_no_line_crosses_the_whole_map(short: tuple[Mission, Timeline]) -> None:
     assert len(points(re.findall(r'<path class="t-sun" d="(M[^"]*)"', text)[-1])) > 200
 
 
+@pytest.mark.parametrize("eastward", [True, False])
+def test_a_line_over_the_date_line_leaves_and_comes_in(eastward: bool) -> None:
+    longitude = np.array([178.0, -178.0, -174.0]) * (1 if eastward else -1)
+    path = "".join(world_map._pieces(np.zeros(3), longitude, [True, True]))
+    assert max(jumps(path)) < 12
+    west, east = world_map._x(-180.0), world_map._x(180.0)
+    xs = [x for _, x, _ in points(path)]
+    assert min(xs) < west < max(xs)
+    assert min(xs) < east < max(xs)
+    assert points(path)[-1][1] == pytest.approx(world_map._x(longitude[-1]), abs=0.1)
+
+
 def test_the_track_is_green_where_a_station_hears_it(short: tuple[Mission, Timeline]) -> None:
     _, timeline = short
     contact = timeline.contacts[0]
@@ -242,6 +255,20 @@ def test_idle_is_flown_as_the_budget_flies_it(short: tuple[Mission, Timeline]) -
     assert told.shed == ()
     ours, theirs = told.soc, budget.fly(timeline, power.board_idle_w)
     assert np.max(np.abs(np.interp(theirs.t_s, told.t_s, ours) - theirs.soc)) < 1e-9
+
+
+def test_a_long_mission_is_flown_in_longer_steps_to_the_same_sheds(
+    short: tuple[Mission, Timeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, timeline = short
+    fine = forecast(timeline, "full", 15.0)
+    monkeypatch.setattr(forecast_module, "MOST_STEPS", 500)
+    coarse = forecast(timeline, "full", 15.0)
+    assert len(coarse.t_s) < 550
+    assert len(coarse.shed) == len(fine.shed)
+    assert max(abs(a.start_s - b.start_s) for a, b in zip(coarse.shed, fine.shed, strict=True)) < 60
+    assert abs(coarse.soc.min() - fine.soc.min()) < 0.01
+    assert (coarse.collapsed, fine.collapsed) == (False, False)
 
 
 def test_full_load_is_shed_and_restored_by_the_rule(short: tuple[Mission, Timeline]) -> None:

@@ -355,11 +355,11 @@ def test_a_cruise_flies_its_orbits_and_does_not_overshoot(monkeypatch: pytest.Mo
 
 
 def test_a_cruise_at_the_operators_rate_does_not_overshoot_either() -> None:
-    sky = Orbit(pace=Pace(rate=120.0))
+    sky = Orbit(pace=Pace(rate=110.0))
     endurance.cruise(sky.flying, CruiseStep(orbits=2, clock_rate=60))
     (told,) = sky.events
     assert told["orbits"] == pytest.approx(2.0, abs=1e-4)
-    assert max(sky.rates) == 120
+    assert max(sky.rates) == 110
     assert sky.jumps == []
 
 
