@@ -156,7 +156,7 @@ def _channel(rates: LinkRates) -> Channel:
         budget=None
         if budget is None
         else LinkBudget(
-            frequency_hz=budget.frequency_ghz * 1e9,
+            frequency_hz=float(round(budget.frequency_ghz * 1e9)),  # 8.2 GHz has no exact float
             **{name: getattr(budget, name) for name in type(budget).model_fields if name != "frequency_ghz"},
         ),
         max_rate_bps=rates.max_rate_bps,
