@@ -24,7 +24,7 @@ import json
 import math
 import zipfile
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -258,9 +258,11 @@ class Timeline:
 
     def open_spans(self, start_s: float, end_s: float) -> tuple[Span, ...]:
         """When both directions carry something within [start_s, end_s): the link is up. Fades do not count as down."""
-        times = [start_s, *(t for steps in self._fast.steps for t in steps.t_s if start_s < t < end_s), end_s]
+        times = {start_s, max(start_s, end_s)}
+        for steps in self._fast.steps:
+            times.update(steps.t_s[bisect_right(steps.t_s, start_s) : bisect_left(steps.t_s, end_s)])
         spans: list[Span] = []
-        for low, high in pairwise(sorted(set(times))):
+        for low, high in pairwise(sorted(times)):
             if not all(steps.at(low)[0] for steps in self._fast.steps):
                 continue
             if spans and spans[-1].end_s == low:
