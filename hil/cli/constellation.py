@@ -23,6 +23,7 @@ _LISTED = 40  # satellites that are still worth a line each
 @click.option("--station", "stations", metavar="NAME", multiple=True, help="only from this station (may be repeated)")
 @click.option("--to", "target", type=click.IntRange(min=0), metavar="SATELLITE", help="every way to this satellite")
 @click.option("--contacts", is_flag=True, help="also when every link works: the contact plan of the constellation")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="write the columns of --to as CSV")
 @json_option
 def routes(
     mission_file: Path,
@@ -30,6 +31,7 @@ def routes(
     stations: tuple[str, ...],
     target: int | None,
     contacts: bool,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Shortest-delay routes from the ground to the satellites of a constellation, with handovers."""
@@ -37,6 +39,8 @@ def routes(
     from hil.inventory.environment import constellation
     from hil.mission.routes import compile_routes
 
+    if out is not None and target is None:
+        raise UsageError("--out writes the way to one satellite", hint="name it with --to")
     item = _load(mission_file, case)
     network = constellation(item)
     if network is None:
@@ -48,6 +52,8 @@ def routes(
     summary = {"mission": item.name, **_summary(network, found)}
     if target is not None:
         summary["to"] = _ways(found, target, item.file.link.handover)
+    if out is not None and target is not None:
+        _write(found, target, out)
     if contacts:
         summary["contacts"] = _contacts(found)
     if as_json:
@@ -131,6 +137,23 @@ def _ways(found: Routes, target: int, handover: str) -> dict[str, Any]:
             for span, delays in zip(plan.spans, plan.delays_s(), strict=True)
         ],
     }
+
+
+def _write(found: Routes, target: int, out: Path) -> None:
+    """The way of least delay at every step: utc, t_s, delay_s, hops, station, path (satellites, access first)."""
+    from hil.mission.frames import utc_text
+
+    route = found.to(target)
+    lines = ["utc,t_s,delay_s,hops,station,path"]
+    for step, (t_s, delay_s, hops) in enumerate(zip(route.t_s, route.delay_s, route.hops, strict=True)):
+        station = found.network.stations[route.station[step]].name if hops else ""
+        path = " ".join(str(satellite) for satellite in found.path(step, target))
+        delay = f"{delay_s:.9f}" if hops else ""
+        lines.append(f"{utc_text(found.network.start, float(t_s))},{t_s:.6f},{delay},{hops},{station},{path}")
+    try:
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror}") from error
 
 
 def _contacts(found: Routes) -> list[dict[str, Any]]:

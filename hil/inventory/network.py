@@ -61,7 +61,11 @@ def _satellites(mission: Mission, plan: ConstellationPlan, orbit: Orbit) -> Cons
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{mission.path}:{_line(mission, 'omm')}: {path} cannot be read: {error}") from None
-    return Constellation.from_omm(text, source=str(path))
+    found = Constellation.from_omm(text, source=str(path))
+    for orbit in found.orbits:
+        where = f"{mission.path}:{_line(mission, 'omm')}"
+        orbit.require_epoch_near(mission.start, days=mission.file.duration_h / 24.0, where=where)
+    return found
 
 
 def _isl(plan: IslPlan) -> IslConfig:

@@ -17,6 +17,7 @@ Topology = Literal["ring", "grid", "mesh"]
 
 _MESH_LIMIT = 500  # satellites; every pair is looked at
 _PHASES = 32
+_NEARLY_CIRCULAR = 0.05  # above it a ring breathes too much to be judged by its mean radius
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class IslConfig:
 def pairs(constellation: Constellation, config: IslConfig) -> Ints:
     """The links that the topology allows, each once, as rows (lower, higher satellite), sorted; shape (links, 2).
 
-    Raises UsageError when neighbours of an even ring can never see each other, saying how many satellites would.
+    Raises UsageError when neighbours of an even, circular ring never see each other, saying how many satellites would.
     """
     count, planes, slots = len(constellation), constellation.planes, constellation.per_plane
     if config.topology == "mesh":
@@ -89,8 +90,10 @@ def pairs(constellation: Constellation, config: IslConfig) -> Ints:
     numbers = np.arange(count, dtype=np.int64).reshape(planes, slots)
     found = []
     if slots > 1:
-        if constellation.even and (config.topology == "ring" or planes == 1):
-            _require_sight(constellation.orbits[0], slots, config)
+        first = constellation.orbits[0]
+        circular = constellation.even and first.eccentricity < _NEARLY_CIRCULAR
+        if circular and (config.topology == "ring" or planes == 1):
+            _require_sight(first, slots, config)
         found.append(np.column_stack([numbers.ravel(), np.roll(numbers, -1, axis=1).ravel()]))
     if config.topology == "grid":
         for plane in range(planes if constellation.closed else planes - 1):

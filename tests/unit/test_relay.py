@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -233,6 +234,17 @@ def test_a_mission_file_names_a_cluster(tmp_path: Path) -> None:
     assert len(network.constellation) == 81
 
 
+def test_a_cluster_years_from_the_mission_is_refused(tmp_path: Path) -> None:
+    cluster = str(FIXTURES / "omm" / "suncatcher-cluster-81.json")
+    section = {"omm": cluster, "isl": {"topology": "mesh", "rate_bps": 8e11, "max_range_km": 0.25}}
+    path = mission_file(tmp_path, section, start="2040-01-01T00:00:00Z")
+    data = yaml.safe_load(path.read_text())
+    data["orbit"] = {"sso": {"altitude_km": 650, "ltan_h": 6}}
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    with pytest.raises(UsageError, match=r"ring\.yaml:\d+: the elements of x\+0y\+0 .* years before"):
+        constellation(load_mission(path))
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -276,6 +288,14 @@ def test_routes_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all(0.0017 < way["delay_s_start"] < 0.09 for way in ways)
     assert {item["from"] for item in told["contacts"] if isinstance(item["from"], str)} <= {"miyun", "kashgar", "sanya"}
     assert sum(isinstance(item["from"], int) for item in told["contacts"]) == 12
+    table = tmp_path / "ways.csv"
+    routes_json(capsys, path, "--to", "5", "--out", str(table))
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 6 * 60 + 1
+    for row in rows:
+        assert int(row["hops"]) == len(row["path"].split()) == (0 if not row["delay_s"] else len(row["path"].split()))
+        assert bool(row["station"]) == bool(row["delay_s"])
+    assert {row["path"].split()[-1] for row in rows if row["path"]} == {"5"}
     fewer = routes_json(capsys, path, "--station", "sanya")
     assert fewer["stations"] == ["sanya"]
     assert fewer["satellites"][5]["reachable_share"] < told["satellites"][5]["reachable_share"]
@@ -290,6 +310,8 @@ def test_routes_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for arguments, message in (
         ([path, "--station", "nix"], "no station nix"),
         ([path, "--to", "12"], "no satellite 12"),
+        ([path, "--out", str(tmp_path / "x.csv")], "name it with --to"),
+        ([path, "--to", "1", "--out", str(tmp_path / "no" / "x.csv")], "cannot write"),
         ([str(FIXTURES / "missions" / "short.yaml")], "no inter-satellite links"),
     ):
         assert run(["mission", "routes", *arguments]) == 4
