@@ -19,6 +19,8 @@ from hil.model import Direction
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from hil.mission.thermal import ThermalState
+
 PHASES: Final = ("none", "sunlit", "penumbra", "umbra")
 """`none`: no flight. The label values of `phase`."""
 DIRECTIONS: Final[tuple[Direction, ...]] = ("uplink", "downlink")
@@ -55,6 +57,7 @@ class FlightMetrics:
     clock_rate: float
     soc: float | None
     bus_voltage_v: float | None
+    thermal: ThermalState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +263,16 @@ def _flight_families(boards: tuple[BoardMetrics, ...]) -> Iterator[Metric]:
     yield gauge("hil_bus_voltage_volts", "Modelled voltage of the satellite's bus.", lambda f: f.bus_voltage_v)
     yield gauge("hil_mission_time_seconds", "Seconds since the mission's start.", lambda f: f.mission_time_s)
     yield gauge("hil_mission_clock_rate", "Mission seconds a wall second.", lambda f: f.clock_rate)
+    warm = [(board, flight.thermal) for board, flight in flying if flight.thermal is not None]
+    yield _gauge(
+        "hil_thermal_node_celsius",
+        "Modelled temperature of a thermal node; never measured.",
+        ["board", "node"],
+        [([board, node], celsius) for board, thermal in warm for node, celsius in thermal.nodes.items()],
+    )
+    yield _gauge(
+        "hil_thermal_may_run",
+        "1 while the thermal model lets the workload run.",
+        ["board"],
+        [([board], thermal.may_run) for board, thermal in warm],
+    )

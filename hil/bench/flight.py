@@ -22,6 +22,7 @@ from hil.bench import exporter
 from hil.bench.board import BoardOwner
 from hil.bench.consoles import ConsoleLog
 from hil.bench.exporter import FlightMetrics, phase_of
+from hil.bench.heat import FlightHeat
 from hil.bench.journal import Journal, utc_text
 from hil.bench.player import EdgeLike, Played, Player
 from hil.bench.powerloop import Flight as PowerFlight
@@ -92,6 +93,8 @@ class FlightControl:
             self.recorder.close()
             raise
         self.player = Player(timeline, self.clock, board.link, self, monotonic=monotonic)
+        thermal = timeline.environment.thermal
+        self._heat = None if thermal is None else FlightHeat(thermal, timeline, put=self._put, tell=self._write)
 
     @classmethod
     async def begin(
@@ -251,6 +254,8 @@ class FlightControl:
         else:
             self._watts.clear()  # what it drew before it was switched off says nothing about now
         self._put("power", sample.row())
+        if self._heat is not None and self.state == "running":
+            self._heat.sampled(sample)
         shed = self.timeline.environment.power and self.timeline.environment.power.shed
         if (
             shed
@@ -386,7 +391,8 @@ class FlightControl:
         if self.state != "running" or self._eps is None:
             return None
         state = self._eps.state
-        return FlightMetrics(self._now_s(), self.clock.rate, state.soc, state.bus_voltage_v)
+        heat = None if self._heat is None else self._heat.state
+        return FlightMetrics(self._now_s(), self.clock.rate, state.soc, state.bus_voltage_v, heat)
 
     def describe(self) -> dict[str, Any]:
         """The answer to GET /v1/flight."""
@@ -410,6 +416,7 @@ class FlightControl:
             "next_edges": self._next_edges(now_s),
             "power": power,
             "soc": None if eps is None else eps.soc,
+            "thermal": None if self._heat is None else self._heat.describe(),
             "link": self._link(now_s),
             "upload_bytes": self._upload_bytes,
             "tokens": self.tokens,
@@ -459,6 +466,7 @@ class FlightControl:
             tokens=self.tokens,
             upload_bytes=self._upload_bytes,
             ledger=None if self._eps is None else asdict(self._eps.ledger),
+            heat_ledger=None if self._heat is None else self._heat.ledger._asdict(),
         )
         self.state = "ended"
         if self._console_log is not None and self.board.console is not None:

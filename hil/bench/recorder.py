@@ -29,11 +29,12 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "qdisc": ("t_mono", "t_mission", "board", "direction", "sent_bytes", "sent_packets", "dropped", "backlog_packets"),
     "tokens": ("t_mono", "t_mission", "rate", "board", "query", "n", "plane"),
     "progress": ("t_mono", "t_mission", "rate", "board", "kind", "value"),
+    "thermal": ("t_mono", "t_mission", "rate", "board", "node", "temperature_c", "may_run"),
     "clock": ("wall_start_s", "mission_start_s", "rate", "kind", "cause"),
     "meta": ("key", "value"),
 }  # fmt: skip
-_TEXT = frozenset({"board", "state", "direction", "cause", "query", "plane", "kind", "key", "value"})
-_INTEGER = frozenset({"outage", "sent_bytes", "sent_packets", "dropped", "backlog_packets", "n"})
+_TEXT = frozenset({"board", "state", "direction", "cause", "query", "plane", "kind", "key", "value", "node"})
+_INTEGER = frozenset({"outage", "sent_bytes", "sent_packets", "dropped", "backlog_packets", "n", "may_run"})
 
 
 class Recorder:

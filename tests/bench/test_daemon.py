@@ -602,6 +602,39 @@ def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(s
     assert {"on", "shed"} <= set(states)
 
 
+def test_a_flight_warms_its_thermal_model_in_wall_time_and_says_when_to_rest(shared: Lab, tmp_path: Path) -> None:
+    text = MISSION.read_text().replace("../tle", str(MISSION.parent.parent / "tle"))
+    mission = tmp_path / "thermal.yaml"
+    mission.write_text(
+        text
+        + """
+thermal:
+  nodes: {chip: {heat_capacity_j_per_k: 12, board_share: 0.5}}
+  cutoff: {node: chip, off_c: 22, on_c: 19}
+"""
+    )
+    with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
+        flight = daemon.flight("b1", mission, shared.run, lease, 0.0)
+        assert flight.state()["thermal"] == {"nodes": {"chip": 20.0}, "may_run": True, "label": "modelled"}
+        daemon.board("b1", lease).power.on()
+        flight.clock(60.0, cause="test")
+        took_s = until(lambda: not flight.state()["thermal"]["may_run"], 15, "for 12 W to warm the chip by 2 K")
+        assert took_s > 2  # in wall time: at the clock's rate it would be a fraction of a second
+        with urllib.request.urlopen(daemon.status()["metrics"]) as answer:
+            body = answer.read().decode()
+        assert 'hil_thermal_node_celsius{board="b1",node="chip"} 2' in body
+        flight.end()
+    hot = rows(shared, "SELECT node, temperature_c, may_run FROM thermal ORDER BY t_mono DESC LIMIT 1")
+    assert hot[0][0] == "chip"
+    assert hot[0][1] >= 22
+    assert hot[0][2] == 0
+    energy = rows(shared, "SELECT max(energy_j) - min(energy_j) FROM power WHERE soc IS NOT NULL")[0][0]
+    assert hot[0][1] - 20 == pytest.approx(0.5 * energy / 12, abs=1.1)
+    events = read_events(shared.run / "events.jsonl")
+    assert [event["kind"] for event in events if event["kind"].startswith("thermal_")] == ["thermal_cutoff"]
+    assert events[-1]["heat_ledger"]["heat_j"] == pytest.approx(0.5 * energy, abs=13)
+
+
 def test_a_full_disk_makes_the_flight_fail_and_end_safely(shared: Lab) -> None:
     (shared.run).mkdir(parents=True)
     (shared.run / "events.jsonl").symlink_to("/dev/full")
