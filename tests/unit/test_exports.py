@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from bisect import bisect_right
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,14 @@ import pytest
 from hil.errors import UsageError
 from hil.mission import exports
 from hil.mission.bursts import Bursts, RandomOutages
+from hil.mission.constellation import Constellation
 from hil.mission.eps import EpsConfig
 from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import Station
+from hil.mission.isl import IslConfig, IslOutage
 from hil.mission.orbit import Orbit
 from hil.mission.radio import DIRECTIONS, Channel, LinkBudget, LinkEnvironment, LinkWindow
+from hil.mission.relay import Relay
 from hil.mission.solar_array import ArrayConfig, SasCurve
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment, Timeline, compile_timeline
 from hil.model import Span
@@ -111,6 +115,31 @@ def test_the_trace_says_what_link_at_says(timeline: Timeline) -> None:
             assert float(row[f"{direction}_rate_bps"]) == pytest.approx(state.rate_bps, abs=1e-3)
             assert float(row[f"{direction}_delay_s"]) == pytest.approx(state.delay_s, abs=25e-6)
             assert float(row[f"{direction}_jitter_s"]) == state.jitter_s
+
+
+def test_the_trace_of_a_relayed_link_jumps_where_its_way_does() -> None:
+    relay = Relay(
+        Constellation.ring(Orbit.from_tle(TLE), 12),
+        IslConfig(2e6, outages=(IslOutage(7, 10_500.0, 11_100.0, other=6),)),
+        5,
+    )
+    link = LinkEnvironment.fixed(300e3, 1e6, acquisition_s=15.0)
+    ring = compile_timeline(
+        replace(
+            ENVIRONMENT, orbit=relay.orbit, relay=relay, link=link, start=datetime(2026, 1, 1, tzinfo=UTC), faults=None
+        )
+    )
+    jumps = [edge.t_s for edge in ring.edges if edge.kind == "reroute"]
+    assert jumps
+    rows = table(exports.trace_csv(ring))
+    times = [float(row["time_s"]) for row in rows]
+    for jump_s in jumps:
+        for t_s in (jump_s - 2e-6, jump_s + 2e-6):
+            row = rows[bisect_right(times, t_s) - 1]
+            state = ring.link_at(t_s)["uplink"]
+            assert float(row["uplink_delay_s"]) == pytest.approx(state.delay_s, abs=25e-6)
+            assert row["uplink_up"] == str(int(not state.outage))
+    assert re.search(r"(?m)^a range \+\d+ \+\d+ 1 2 1$", exports.ion_contact_plan(ring))
 
 
 def test_the_kernel_trace_is_in_its_units_and_lasts_as_long_as_the_mission(timeline: Timeline) -> None:
