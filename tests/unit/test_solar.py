@@ -150,7 +150,7 @@ def test_chroma_takes_four_values_and_a_trigger() -> None:
         "chroma-62000h-s",
         lambda supply: play_array(supply, 1, BIG),
         *OPEN["chroma-62000h-s"],
-        *ask("CONF:MODE?", "SAS"),
+        *ask("OUTP:MODE?", "SAS"),
         *CHROMA_CURVE,
         *ask("SAS:VOC?", "100", "SAS:VMP?", "90", "SAS:ISC?", "5", "SAS:IMP?", "4.5", "SYST:ERR?", OK),
     )
@@ -177,7 +177,11 @@ def test_ea_plays_a_table_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         *ask("FUNC:GEN:SEL?", "NONE", "OUTP?", "OFF"),
         *say("FUNC:GEN:SEL PV"),
         *ask("FUNC:GEN:SEL?", "PV"),
-        *say(*(f"FUNC:GEN:XY:LEV {index},{solar_number(amperes)}" for index, amperes in enumerate(points))),
+        *(
+            line
+            for index, amperes in enumerate(points)
+            for line in say(f"FUNC:GEN:XY:LEV {index}", f"FUNC:GEN:XY:DATA {solar_number(amperes)}")
+        ),
         *say("FUNC:GEN:XY:SUBM", "IRR 85"),
         *ask("IRR?", "85 %", "SYST:ERR?", OK),
     )

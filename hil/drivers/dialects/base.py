@@ -111,7 +111,8 @@ class Reply:
     integer, decimal or `0x…`), `byte` (one raw byte as an integer). For `bits` and `byte` asked as a switch, `masks`
     holds the mask of each channel (one for all if there is only one). `words` maps what the instrument says to what we
     call it: a word, or a mask of which all bits must be set; they are tried in order. `length` is the number of bytes
-    of a reply without terminator (-1: the line falls silent), `stray` how many more may follow it.
+    of a reply without terminator (-1: the line falls silent), `stray` how many more may follow it. `part` is the one
+    of several comma-separated words that is meant (-1: all).
     """
 
     form: Literal["text", "switch", "numbers", "bits", "byte"] = "text"
@@ -121,6 +122,7 @@ class Reply:
     words: tuple[tuple[int | str, str], ...] = ()
     length: int = 0
     stray: int = 0
+    part: int = -1
 
 
 TEXT = Reply()

@@ -1,4 +1,7 @@
-"""BK Precision 9130B: channels by name, `OUTP` switches all of them, `SOUR:CHAN:OUTP` the selected one."""
+"""BK Precision 9130B: channels by name, `OUTP` switches all of them, `SOUR:CHAN:OUTP` the selected one.
+
+No clear is known (the maker's PVS series has `PROT:CLE`): a trip ends when the output is switched off and on again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from hil.drivers.dialects.base import (
     channels,
     manual,
     table,
-    unverified,
 )
 
 _SELECT = "INST:SEL CH{ch}\n"
@@ -54,7 +56,6 @@ BK_9130B = Dialect(
             "measure_current": manual(_SELECT + "MEAS:CURR?", ONE),
             "set_ovp_level": manual(_SELECT + "SOUR:VOLT:PROT {v}"),
             "get_ovp_level": manual(_SELECT + "SOUR:VOLT:PROT?", ONE),
-            "clear_ovp": unverified(_SELECT + "PROT:CLE", note="known from the maker's PVS series"),
         },
     ),
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from hil.drivers.dialects.base import (
     COMMON,
+    CV_CC_WORDS,
     ONE,
     SWITCH,
     Capabilities,
@@ -33,6 +34,9 @@ _COMMANDS = table(
         "get_output": manual("CONF:OUTP?", SWITCH),
         "measure_voltage": manual("MEAS:VOLT?", ONE),
         "measure_current": manual("MEAS:CURR?", ONE),
+        "regulation": unverified("FETC:STAT?", Reply(words=CV_CC_WORDS.words, part=2), "its three words"),
+        "ovp_tripped": unverified("FETC:STAT?", Reply("bits", masks=(1,), part=0), "its alarm bits"),
+        "ocp_tripped": unverified("FETC:STAT?", Reply("bits", masks=(2,), part=0), "its alarm bits"),
         "set_ovp_level": manual("SOUR:VOLT:PROT:HIGH {v}"),
         "get_ovp_level": manual("SOUR:VOLT:PROT:HIGH?", ONE),
         "set_ocp_level": manual("SOUR:CURR:PROT:HIGH {a}"),
@@ -81,9 +85,9 @@ CHROMA_62000H_S = Dialect(
     commands=table(
         _COMMANDS,
         {
-            "sas_mode": unverified("CONF:MODE?", Reply(words=(("FIX", "FIXED"), ("NORMAL", "FIXED"), ("SAS", "SAS")))),
-            "sas_enter": unverified("CONF:MODE SAS"),
-            "sas_leave": unverified("CONF:MODE FIX"),
+            "sas_mode": unverified("OUTP:MODE?", Reply(words=(("FIX", "FIXED"), ("FIXED", "FIXED"), ("SAS", "SAS")))),
+            "sas_enter": unverified("OUTP:MODE SAS"),
+            "sas_leave": unverified("OUTP:MODE FIXED"),
             "sas_curve": manual("SAS:VOC {voc}\nSAS:ISC {isc}\nSAS:VMP {vmp}\nSAS:IMP {imp}"),
             "sas_get_voc": manual("SAS:VOC?", ONE),
             "sas_get_isc": manual("SAS:ISC?", ONE),

@@ -69,9 +69,9 @@ _COMMANDS: Mapping[Operation, Command] = table(
         "ovp_tripped": unverified("STAT:QUES:COND?", bit(1), "the bits of the questionable register"),
         "ocp_tripped": unverified("STAT:QUES:COND?", bit(2), "the bits of the questionable register"),
         "opp_tripped": unverified("STAT:QUES:COND?", bit(4), "the bits of the questionable register"),
-        "clear_ovp": unverified("SYST:ALAR:ACK", note="an alarm must be acknowledged; the command's name"),
-        "clear_ocp": unverified("SYST:ALAR:ACK", note="an alarm must be acknowledged; the command's name"),
-        "clear_opp": unverified("SYST:ALAR:ACK", note="an alarm must be acknowledged; the command's name"),
+        "clear_ovp": unverified("SYST:ERR:ALL?", note="reading the errors acknowledges an alarm"),
+        "clear_ocp": unverified("SYST:ERR:ALL?", note="reading the errors acknowledges an alarm"),
+        "clear_opp": unverified("SYST:ERR:ALL?", note="reading the errors acknowledges an alarm"),
     },
 )
 
@@ -97,7 +97,7 @@ EA_PV = Dialect(
             "sas_mode": unverified("FUNC:GEN:SEL?", Reply(words=(("NONE", "FIXED"), ("PV", "SAS")))),
             "sas_enter": manual("FUNC:GEN:SEL PV"),
             "sas_leave": manual("FUNC:GEN:SEL NONE"),
-            "sas_point": unverified("FUNC:GEN:XY:LEV {index},{a}"),
+            "sas_point": unverified("FUNC:GEN:XY:LEV {index}\nFUNC:GEN:XY:DATA {a}"),
             "sas_submit": unverified("FUNC:GEN:XY:SUBM"),
             "sas_scale": manual("IRR {percent}"),
             "sas_get_scale": unverified("IRR?", tagged("N ?%?")),

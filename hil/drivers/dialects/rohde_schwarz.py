@@ -119,6 +119,7 @@ RS_NGE = Dialect(
             "set_ovp_state": manual(_S + "VOLT:PROT:STAT {state}"),
             "get_ovp_state": manual(_Q + "VOLT:PROT:STAT?", SWITCH),
             "max_ocp_delay": manual(_Q + "FUSE:DEL? MAX", ONE, "250 on an NGE100: milliseconds; seconds elsewhere"),
+            "clear_ocp": unverified(_S + "FUSE:TRIP:CLE"),
             "set_ocp_delay": manual(_S + "FUSE:DEL {t}"),
             "get_ocp_delay": manual(_Q + "FUSE:DEL?", ONE),
             "regulation": unverified("STAT:QUES:INST:ISUM{ch}:COND?", _ISUM),
