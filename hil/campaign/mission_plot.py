@@ -33,6 +33,8 @@ from hil.model import Direction, Span
 SUFFIXES = (".html", ".svg", ".png")
 MAP_H = 24.0  # hours of ground track on the map: more of it hides the map
 PNG_ZOOM = 2
+_LOOKS: tuple[tuple[int, plot.Style], ...] = ((3, "line"), (2, "dashed"))  # of the two forecasts
+_TICK = 104  # pixels that a time with its date needs
 _NAME = 9  # letters of a station's name that fit beside the strip
 
 
@@ -91,7 +93,7 @@ class _Drawing:
         if power is not None:
             self.forecasts = (
                 forecast(timeline, "board idle", power.board_idle_w),
-                forecast(timeline, "board at full load", power.board_full_w),
+                forecast(timeline, "board at full load", power.board_full_w, power.board_idle_w),
             )
         self.panels = tuple(_panels(timeline, self.forecasts))
 
@@ -190,6 +192,7 @@ def _panels(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[Panel
         yield Panel("Link rate", "Mbit/s", rates, log=True, digits=3)
     if forecasts:
         yield from _power_panels(timeline, forecasts)
+        yield from _heat_panels(timeline, forecasts)
 
 
 def _rate(timeline: Timeline, direction: Direction) -> Series:
@@ -204,11 +207,25 @@ def _rate(timeline: Timeline, direction: Direction) -> Series:
     return Series(direction, timeline.t_s, shown, colour, style)
 
 
+def _heat_panels(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[Panel]:
+    """One panel a node; where a temperature ends the work, that is marked."""
+    thermal = timeline.environment.thermal
+    cutoff = None if thermal is None else thermal.cutoff
+    for node in forecasts[0].temperature_c:
+        marks: tuple[tuple[float, str], ...] = ()
+        if cutoff is not None and cutoff.node == node:
+            marks = ((cutoff.off_c, f"stop {cutoff.off_c:g} °C"), (cutoff.on_c, f"go {cutoff.on_c:g} °C"))
+        series = tuple(
+            Series(f.label, f.t_s, f.temperature_c[node], colour, style)
+            for f, (colour, style) in zip(forecasts, _LOOKS, strict=True)
+        )
+        yield Panel(f"Temperature of {node}, modelled", "°C", series, zero=False, marks=marks)
+
+
 def _power_panels(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[Panel]:
     power = timeline.environment.power
     marks = () if power is None or power.shed is None else ((power.shed.shed_v, f"shed {power.shed.shed_v:g} V"),)
-    looks: tuple[tuple[int, plot.Style], ...] = ((3, "line"), (2, "dashed"))
-    styled = tuple(zip(forecasts, looks, strict=True))
+    styled = tuple(zip(forecasts, _LOOKS, strict=True))
     yield Panel(
         "Power, modelled",
         "W",
@@ -259,6 +276,8 @@ def _tracks(timeline: Timeline, forecasts: Sequence[Forecast], shades: Sequence[
             yield Track(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…", (Band("b-up", own),))
     if forecasts and forecasts[1].shed:
         yield Track("load shed", (Band("b-fast", forecasts[1].shed),))
+    if forecasts and forecasts[1].rest:
+        yield Track("too hot", (Band("b-fault", forecasts[1].rest),))
     if timeline.faults:
         ephemeris = Ephemeris(timeline.environment.orbit, timeline.start)
         inside = faults.saa_windows(ephemeris, 0.0, timeline.duration_s).tolist()
@@ -283,7 +302,7 @@ def _time_axis(axis: Axis, timeline: Timeline) -> str:
     part = axis.sections[0]
     long_s = part.end_s - part.start_s
     steps_h = (1 / 60, 1 / 12, 1 / 6, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 24, 48, 96, 240, 480, 960)
-    step_h = next((step for step in steps_h if long_s / 3600.0 / step * 84 <= WIDTH - LEFT - RIGHT), steps_h[-1])
+    step_h = next((step for step in steps_h if long_s / 3600.0 / step * _TICK <= WIDTH - LEFT - RIGHT), steps_h[-1])
     out = [
         f'<svg class="plot" viewBox="0 0 {WIDTH:g} 44" role="img" aria-label="Mission time and UTC">',
         f'<text class="tick end" x="{LEFT - 7:g}" y="17">hours</text>',
@@ -359,6 +378,11 @@ def _modelled(timeline: Timeline) -> list[str]:
             f"Power: the satellite's model flown twice, with the board at {power.board_idle_w:g} W (idle) and at "
             f"{power.board_full_w:g} W (full load) throughout, as its type says, and {power.eps.platform_w:g} W for "
             "the platform. The load is shed and restored by the mission's rule, without its dwell in real time."
+        )
+    if timeline.environment.thermal is not None:
+        told.append(
+            "Heat: lumped nodes, as a flight in real time would have them; a board that is too hot to work idles. A "
+            "flight at a higher clock rate does not scale heat."
         )
     if timeline.environment.faults is not None:
         told.append("Faults: one seeded draw from the mission's rates; the South Atlantic Anomaly is an ellipse.")

@@ -194,8 +194,11 @@ def render(axis: Axis, panel: Panel, shades: Sequence[Band], lines: Sequence[flo
     out += [f'<line class="event" x1="{x:.1f}" x2="{x:.1f}" y1="{pad}" y2="{bottom}"/>' for x in map(axis.x, lines)]
     out += [_path(axis, series, y) for series in panel.series]
     out += _breaks(axis, pad, bottom)
+    x, last_y = LEFT + 5, math.inf
     for value, label in panel.marks:  # after the breaks, which would hide half a word
-        out.append(f'<text class="marked" x="{LEFT + 5}" y="{y(value) - 3.5:.1f}">{html.escape(label)}</text>')
+        x = x if abs(y(value) - last_y) < 12 else LEFT + 5  # beside the one before, where lines are close
+        out.append(f'<text class="marked" x="{x:.0f}" y="{y(value) - 3.5:.1f}">{html.escape(label)}</text>')
+        x, last_y = x + LETTER * len(label) + 6, y(value)
     out.append(_legend(panel))
     out.append(f'<line class="cursor" x1="0" x2="0" y1="{pad}" y2="{bottom}"/></svg>')
     return "".join(out)

@@ -271,6 +271,30 @@ def test_a_long_mission_is_flown_in_longer_steps_to_the_same_sheds(
     assert (coarse.collapsed, fine.collapsed) == (False, False)
 
 
+def test_work_rests_while_the_thermal_model_forbids_it(tmp_path: Path) -> None:
+    heat = (
+        "thermal:\n  nodes: {board: {heat_capacity_j_per_k: 214, initial_c: 30, board_share: 1.0}}\n"
+        "  radiators: [{node: board, area_m2: 0.015}]\n  cutoff: {node: board, off_c: 60, on_c: 30}\n\nmodel:\n"
+    )
+    mission, timeline = made(tmp_path / "hot.yaml", ("model:\n", heat))
+    told = forecast(timeline, "full", 15.0, 5.0)
+    celsius = told.temperature_c["board"]
+    assert len(told.rest) > 5
+    for span in told.rest[:-1]:
+        inside = (told.t_s >= span.start_s) & (told.t_s < span.end_s)
+        assert set(told.load_w[inside]) <= {5.0 + 6.0, 6.0}, "idle, or shed as well"
+        assert np.interp(span.start_s, told.t_s, celsius) == pytest.approx(60, abs=0.6)
+        assert np.interp(span.end_s, told.t_s, celsius) == pytest.approx(30, abs=0.6)
+    assert 59.5 < celsius.max() < 60.6
+    mission_plot.write(tmp_path / "p.html", mission, timeline)
+    text = (tmp_path / "p.html").read_text()
+    assert "Temperature of board, modelled" in text
+    assert "stop 60 °C" in text
+    assert "too hot" in text
+    shown = [v for v in data(text)["Temperature of board, modelled, board at full load"] if v is not None]
+    assert max(shown) == pytest.approx(celsius.max(), abs=1)
+
+
 def test_full_load_is_shed_and_restored_by_the_rule(short: tuple[Mission, Timeline]) -> None:
     _, timeline = short
     power = timeline.environment.power
