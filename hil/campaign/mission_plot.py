@@ -334,7 +334,8 @@ def _cards(timeline: Timeline, forecasts: Sequence[Forecast]) -> Iterator[tuple[
         yield f"{direction.capitalize()} can carry", *_bytes(bits / 8 / days), "a day, all contacts used"
     if timeline.contacts:
         delay = 1e3 * timeline.delay_s[np.isfinite(timeline.delay_s)]
-        yield "One-way delay", f"{delay.min():.1f} – {delay.max():.1f}", "ms", "in contact"
+        span = dict.fromkeys((f"{delay.min():.1f}", f"{delay.max():.1f}"))  # one figure where it does not change
+        yield "One-way delay", " – ".join(span), "ms", "in contact"
     lit = float(np.trapezoid(timeline.sunlit_fraction, timeline.t_s)) / timeline.duration_s
     longest = max((item.duration_s for item in timeline.eclipses), default=0.0)
     dark = f"{len(timeline.eclipses)} eclipses, longest {longest / 60:.1f} min" if timeline.eclipses else "no eclipse"
