@@ -21,6 +21,7 @@ from hil.mission import frames
 from hil.mission.frames import Floats
 from hil.mission.omm import split_omm
 from hil.mission.orbit import Orbit
+from hil.mission.radio import SPEED_OF_LIGHT_M_S
 
 Ints = npt.NDArray[np.int64]
 
@@ -255,7 +256,9 @@ class RingFigures:
 def ring_figures(axis_km: float, satellites: int) -> RingFigures:
     """Chord 2 a sin(pi/N) and grazing height a cos(pi/N) - R over the equatorial radius."""
     neighbour_km = 2.0 * axis_km * math.sin(math.pi / satellites)
-    return RingFigures(neighbour_km, neighbour_km / 299_792.458, axis_km * math.cos(math.pi / satellites) - EARTH_KM)
+    return RingFigures(
+        neighbour_km, 1_000.0 * neighbour_km / SPEED_OF_LIGHT_M_S, axis_km * math.cos(math.pi / satellites) - EARTH_KM
+    )
 
 
 def _moved(orbit: Orbit, *, name: str, raan_deg: float, anomaly_deg: float) -> Orbit:

@@ -20,8 +20,9 @@ from hil.mission.frames import Floats, Station, look
 from hil.mission.isl import IslConfig, geometry
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import Contact, Handover
+from hil.mission.radio import SPEED_OF_LIGHT_M_S
 from hil.mission.roots import maxima
-from hil.mission.routes import SPEED_OF_LIGHT_KM_S, SPEED_OF_LIGHT_M_S, Network, Routes, RouteSpan, compile_routes
+from hil.mission.routes import SPEED_OF_LIGHT_KM_S, Network, Routes, RouteSpan, compile_routes
 from hil.model import Span
 
 _TRACK_STEP_S = 1.0

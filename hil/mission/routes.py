@@ -30,17 +30,16 @@ from hil.mission.constellation import Constellation, Fleet, Ints
 from hil.mission.frames import Floats, Station, look
 from hil.mission.isl import IslConfig, check_outages, geometry, margin_km, pairs
 from hil.mission.orbit import Ephemeris
+from hil.mission.radio import SPEED_OF_LIGHT_M_S
 from hil.mission.roots import crossings, maxima
 from hil.mission.shadow import find_eclipses
 
-SPEED_OF_LIGHT_M_S = 299_792_458.0
 SPEED_OF_LIGHT_KM_S = SPEED_OF_LIGHT_M_S / 1_000.0
 GROUND = -1
 UNREACHABLE = -2
 
 _CHUNK_CELLS = 400_000  # satellites and links times instants held at once: some 100 MB
 _MAX_CELLS = 60_000_000  # satellites times steps kept: 0.9 GB
-_TRACK_STEP_S = 1.0
 
 Bools = npt.NDArray[np.bool_]
 
@@ -137,7 +136,7 @@ class Routes:
 
     `delay_s` (steps, satellites), inf where there is no way; `previous` the satellite before (`GROUND`: the station
     itself, `UNREACHABLE`: no way); `station` the nearest station that sees the satellite, -1 for none.
-    `links`: rows of satellites that may be linked; `spans_of_links`: when they work, ground legs included.
+    `links`: rows of satellites that may be linked; `link_spans`: when they work, ground legs included.
     """
 
     network: Network
