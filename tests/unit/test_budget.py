@@ -45,7 +45,8 @@ def sized(eps: EpsConfig, bol_w: float, *, direct: bool) -> PowerEnvironment:
 def test_an_array_that_just_closes_keeps_the_charge_and_a_smaller_one_loses_it(kind: str) -> None:
     eps = {
         "regulated": replace(BATTERY, regulated_bus_v=12.0, converter=ConverterLoss(0.8, 0.05, 0.002)),
-        "polarized": replace(BATTERY, polarization_ohm=0.2, polarization_s=120.0),
+        "polarized": replace(BATTERY, polarization_ohm=2.0, polarization_s=120.0),
+        "direct": replace(BATTERY, cells_series=3),  # far below the curve's knee: a quarter of its power is lost
     }.get(kind, BATTERY)
     environment = compiled(sized(eps, 30.0, direct=kind == "direct")).environment
     bol_w = 30.0
