@@ -151,12 +151,12 @@ class Dialogue:
 
     # ---------------------------------------------------------------------------------------------- outputs
     def output_on(self, ch: int) -> Steps[bool]:
-        """Whether the channel feeds its terminals: its own switch, the master's, and no watchdog behind its back."""
+        """Whether the channel feeds its terminals: its own switch, the master's, and no trip behind its back."""
         on = yield from self.flag("get_output", ch)
         if on and self.dialect.has("get_master"):
             on = yield from self.flag("get_master")
         if on and "output_reply_lies" in self.dialect.quirks:
-            on = not (yield from self.flag("watchdog_tripped", ch))
+            on = not (yield from self.trips(ch))
         return on
 
     def switch_off(self, ch: int) -> Steps[None]:

@@ -376,7 +376,7 @@ class ScpiSupply:
     async def errors(self) -> tuple[ErrorEntry, ...]:
         """Drain the error queue, oldest first; InstrumentRefused when it does not end after 32 entries."""
         async with self._turn:
-            return await self._run(self._talk.drain())
+            return await self._drain()
 
     async def converse(self, steps: Steps[T]) -> T:
         """Run a dialogue of another module (a solar array's, say) as one turn of this session."""
@@ -529,7 +529,7 @@ class ScpiSupply:
         end = self._clock() + self.dialect.settle_s
         while abs(read - wanted) > step * 0.5 + 1e-9:
             if what not in names or self._clock() >= end:
-                entries = await self._run(self._talk.drain())
+                entries = await self._drain()
                 said = f"; it says: {'; '.join(map(str, entries))}" if entries else ""
                 raise ReadbackError(
                     f"channel {ch} of {self.address}: {what} was set to {wanted:g} {unit} but reads back "
@@ -539,14 +539,21 @@ class ScpiSupply:
 
     async def _trips(self, ch: int) -> tuple[str, ...]:
         trips = await self._run(self._talk.trips(ch))
-        if "trip_read_clears" in self.dialect.quirks:
+        if self.dialect.quirks & {"trip_read_clears", "error_read_clears"}:
             latched = self._latched.setdefault(ch, set())
             latched.update(trips)
             return tuple(name for name in (*PROTECTIONS, "watchdog") if name in latched)
         return trips
 
+    async def _drain(self) -> tuple[ErrorEntry, ...]:
+        """All errors. Where asking for them acknowledges trips, those are noted first."""
+        if "error_read_clears" in self.dialect.quirks:
+            for ch in self.capabilities.channels:
+                await self._trips(ch)
+        return await self._run(self._talk.drain())
+
     async def _raise_errors(self, doing: str) -> None:
-        entries = await self._run(self._talk.drain())
+        entries = await self._drain()
         if entries:
             raise InstrumentRefused(f"{self.address} refused while {doing}: {'; '.join(map(str, entries))}", entries)
 

@@ -158,7 +158,10 @@ PROGRAMMED: dict[str, tuple[Exchange, ...]] = {
 }
 #: 5.5 V, 0.5 A, 2.75 W measured on an output that is on.
 MEASURED: dict[str, tuple[Exchange, ...]] = {
-    "keysight-e36300": ask("MEAS:VOLT? (@1)", "+5.5E+00", "MEAS:CURR? (@1)", "+5.0E-01", "OUTP? (@1)", "1"),
+    "keysight-e36300": (
+        *ask("MEAS:VOLT? (@1)", "+5.5E+00", "MEAS:CURR? (@1)", "+5.0E-01", "OUTP? (@1)", "1"),
+        *ask("VOLT:PROT:TRIP? (@1)", "0", "CURR:PROT:TRIP? (@1)", "0"),  # on only if nothing has tripped
+    ),
     "keysight-n6700": (
         *ask("MEAS:VOLT? (@1)", "5.5", "MEAS:CURR? (@1)", "0.5"),
         *ask("OUTP? (@1)", "1", "STAT:QUES:COND? (@1)", "0"),
@@ -180,7 +183,12 @@ MEASURED: dict[str, tuple[Exchange, ...]] = {
 }
 #: Output on, output off, both read back.
 SWITCHED: dict[str, tuple[Exchange, ...]] = {
-    "keysight-e36300": (*say("OUTP ON,(@1)"), *ask("OUTP? (@1)", "1"), *say("OUTP OFF,(@1)"), *ask("OUTP? (@1)", "0")),
+    "keysight-e36300": (
+        *say("OUTP ON,(@1)"),
+        *ask("OUTP? (@1)", "1", "VOLT:PROT:TRIP? (@1)", "0", "CURR:PROT:TRIP? (@1)", "0"),
+        *say("OUTP OFF,(@1)"),
+        *ask("OUTP? (@1)", "0"),
+    ),
     "keysight-n6700": (
         *say("OUTP ON,(@1)"),
         *ask("OUTP? (@1)", "1", "STAT:QUES:COND? (@1)", "0"),
@@ -264,7 +272,7 @@ PROTECTED: dict[str, tuple[Exchange, ...]] = {
         *say("VOLT:PROT 6"),
         *ask("VOLT:PROT?", "6.0 V"),
         *say("CURR:PROT 3"),
-        *ask("CURR:PROT?", "3.0 A", "SYST:ERR?", OK),
+        *ask("CURR:PROT?", "3.0 A", "STAT:QUES:COND?", "0", "SYST:ERR?", OK),
     ),
     "tdk-genesys": (
         *say("VOLT:PROT:LEV 6"),
@@ -383,9 +391,9 @@ def queries(script: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
 for table in (PROGRAMMED, PROTECTED):
     for sibling in ("keysight-n6700", "keysight-e4360", "keysight-mp4300"):
         table[sibling] = table["keysight-e36300"]
-for table in (MEASURED, SWITCHED):
+for table in (MEASURED, SWITCHED, CLEARED):
     for sibling in ("keysight-e4360", "keysight-mp4300"):
-        table[sibling] = table["keysight-e36300"]
+        table[sibling] = tuple(item for item in table["keysight-n6700"] if not item[0].startswith("ABOR"))
 for table in (PROGRAMMED, MEASURED, SWITCHED, PROTECTED, REGULATED):
     table["rigol-dp2000"] = table["rigol-dp800"]
 for table in (PROGRAMMED, MEASURED, SWITCHED, PROTECTED, CLEARED, REGULATED):
@@ -670,6 +678,15 @@ def test_tti_trips_are_remembered_because_reading_forgets_them() -> None:
     play("tti-cpx", look_twice, *OPEN["tti-cpx"], *ask("LSR1?", "4", "LSR1?", "0"))
 
 
+def test_a_trip_that_asking_for_errors_acknowledges_is_noted_first() -> None:
+    async def steps(supply: ScpiSupply) -> None:
+        assert [str(entry) for entry in await supply.errors()] == ["203 Overcurrent"]
+        assert await supply.tripped(1) == ("ocp",)
+
+    said = ask("STAT:QUES:COND?", "2", "SYST:ERR?", '203,"Overcurrent"', "SYST:ERR?", OK, "STAT:QUES:COND?", "0")
+    play("ea-psi", steps, *OPEN["ea-psi"], *said)
+
+
 def test_a_global_clear_switches_off_what_else_has_tripped() -> None:
     play(
         "tti-cpx",
@@ -716,7 +733,7 @@ def test_ea_settings_may_read_back_late_but_not_never() -> None:
     supply, line = scripted("ea-psi", *OPEN["ea-psi"], *settings, *late[:2], *[("VOLT?", "0.0 V")] * 99)
 
     async def steps() -> None:
-        with pytest.raises(AssertionError, match="SYST:ERR"):  # having given up, it asks for errors
+        with pytest.raises(AssertionError, match="STAT:QUES"):  # having given up, it asks for errors
             await supply.program(1, PROGRAM)
 
     asyncio.run(steps())

@@ -142,7 +142,12 @@ def test_the_mode_is_not_switched_under_a_live_board() -> None:
     for action in (lambda supply: play_array(supply, 1, BIG), lambda supply: leave_array(supply, 1)):
         mode = "FIX" if action.__code__.co_names[0] == "play_array" else "SAS"
         with pytest.raises(SafetyError, match="channel 1 is on"):
-            play("keysight-mp4300", action, *OPEN["keysight-mp4300"], *ask("CURR:MODE? (@1)", mode, "OUTP? (@1)", "1"))
+            play(
+                "keysight-mp4300",
+                action,
+                *OPEN["keysight-mp4300"],
+                *ask("CURR:MODE? (@1)", mode, "OUTP? (@1)", "1", "STAT:QUES:COND? (@1)", "0"),
+            )
 
 
 def test_chroma_takes_four_values_and_a_trigger() -> None:
@@ -183,7 +188,7 @@ def test_ea_plays_a_table_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> 
             for line in say(f"FUNC:GEN:XY:LEV {index}", f"FUNC:GEN:XY:DATA {solar_number(amperes)}")
         ),
         *say("FUNC:GEN:XY:SUBM", "IRR 85"),
-        *ask("IRR?", "85 %", "SYST:ERR?", OK),
+        *ask("IRR?", "85 %", "STAT:QUES:COND?", "0", "SYST:ERR?", OK),
     )
     assert 2.0 in pauses
     play(

@@ -95,7 +95,8 @@ Quirk = Literal[
     "global_clear",  # clearing one channel clears all: they form one lease group
     "trip_read_clears",  # asking for a trip forgets it in the instrument
     "remote_on_serial_only",  # `take_remote` belongs to RS-232 and USB-serial, not to the network
-    "output_reply_lies",  # after a watchdog trip the instrument may still answer that its output is on
+    "error_read_clears",  # asking for errors acknowledges trips too
+    "output_reply_lies",  # after a trip the instrument may still answer that its output is on
     "sas_switch_resets",  # entering or leaving the array mode switches the output off and forgets its settings
 ]
 

@@ -80,6 +80,7 @@ EA_PSI = Dialect(
     title="EA PS and PSI 9000/10000 series",
     min_gap_s=0.015,
     settle_s=0.25,
+    quirks=frozenset({"error_read_clears"}),
     models=(_psi(solar_array=False),),
     commands=_COMMANDS,
 )
@@ -89,7 +90,7 @@ EA_PV = Dialect(
     title="EA PSI and PSB with the PV function",
     min_gap_s=0.015,
     settle_s=0.25,
-    quirks=frozenset({"sas_switch_resets"}),
+    quirks=frozenset({"error_read_clears", "sas_switch_resets"}),
     models=(_psi(solar_array=True),),
     commands=table(
         _COMMANDS,

@@ -1,7 +1,7 @@
 """Keysight E36300 and N6700/N6705, and the solar-array simulators E4360 and MP4300: channel lists behind every command.
 
 What bites: clearing a protection restores the output as it was before the trip; any message on any interface feeds the
-N6700's watchdog; after the watchdog's trip `OUTP?` may still say 1, and bit 2048 of the questionable register tells.
+N6700's watchdog; after a trip, the watchdog's too (bit 2048 of the questionable register), `OUTP?` may still say 1.
 The array simulators take the four corner values in ONE message: sent one by one they make four curves, and a set that
 makes no curve leaves the old one in force.
 """
@@ -69,7 +69,7 @@ def _e36300(name: str, *ratings: tuple[float, float]) -> tuple[str, Capabilities
 KEYSIGHT_E36300 = Dialect(
     name="keysight-e36300",
     title="Keysight E36300 series",
-    quirks=frozenset({"clear_restores_output"}),
+    quirks=frozenset({"clear_restores_output", "output_reply_lies"}),
     models=(
         _e36300("E36311A", (6, 5), (25, 1), (25, 1)),
         _e36300("E36312A", (6, 5), (25, 1), (25, 1)),
@@ -172,7 +172,7 @@ _E4360 = Capabilities(
 KEYSIGHT_E4360 = Dialect(
     name="keysight-e4360",
     title="Keysight E4360 modular solar array simulator",
-    quirks=frozenset({"clear_restores_output"}),
+    quirks=frozenset({"clear_restores_output", "output_reply_lies"}),
     models=((r"^(Keysight|Agilent) Technologies,E4360A,", _E4360),),
     commands=_SAS,
 )
@@ -192,7 +192,7 @@ _MP4300 = Capabilities(
 KEYSIGHT_MP4300 = Dialect(
     name="keysight-mp4300",
     title="Keysight MP4300 modular solar array simulator",
-    quirks=frozenset({"clear_restores_output", "sas_switch_resets"}),
+    quirks=frozenset({"clear_restores_output", "output_reply_lies", "sas_switch_resets"}),
     models=((r"^Keysight Technologies,MP43\d\d[A-Z]?,", _MP4300),),
     commands=table(
         _SAS,
