@@ -1,13 +1,13 @@
 """Chroma 62000P, and the 62000H-S solar-array simulator: protections with levels only, curves that wait for a trigger.
 
 Set, output, protections and measurements as other drivers use the maker's manual, the four curve parameters, `TRIGger`
-and their rules from the 62000H-S manual. Unverified: `FETCh:STATus?`, the port, and what ends a trip: no command for it
-is known, so here it is switching the output off.
+and their rules from the 62000H-S manual. Unverified: `FETCh:STATus?`, `OUTPut:MODE`, the port, and what ends a trip:
+no command for it is known, so here it is switching the output off.
 """
 
 from __future__ import annotations
 
-from hil.virtual.supply.commands import Handlers, common, digit, fixed, nothing, selected
+from hil.virtual.supply.commands import Handlers, common, fixed, nothing, selected
 from hil.virtual.supply.instrument import Instrument, SupplyModel, trip_channel
 from hil.virtual.supply.language import (
     Handler,
@@ -19,6 +19,7 @@ from hil.virtual.supply.language import (
     query_only,
     real,
     set_only,
+    word,
 )
 from hil.virtual.supply.physics import ChannelModel
 from hil.virtual.supply.solar import CurveError, exponential
@@ -55,7 +56,7 @@ class Chroma:
         ]
         if solar:
             rows += [(f"[:SOURce]:SAS:{name}", self._parameter(name)) for name in _PARAMETERS]
-            rows += [(":TRIGger", self._trigger), ("[:SOURce]:SAS:MODE", self._mode)]
+            rows += [(":TRIGger", self._trigger), (":OUTPut:MODE", self._mode)]
         self._interpreter = Interpreter(rows, box.push_error, box.tick)
         self.reset()
 
@@ -67,6 +68,7 @@ class Chroma:
 
     def reset(self) -> None:
         self._sas = dict.fromkeys(_PARAMETERS, 0.0)
+        self._function = "FIX"
         for channel in self.box.channels.values():
             channel.ovp.enabled = channel.ocp.enabled = channel.opp.enabled = True
             channel.curve = None
@@ -112,16 +114,17 @@ class Chroma:
         except CurveError:
             raise ScpiFault(-221, "Settings conflict") from None
         self.box.channels[1].curve = curve
+        self._function = "SAS"
         return None
 
     def _mode(self, request: Request) -> str | None:
-        """1 while a curve is played; 0 ends it."""
+        """`SAS` waits for the trigger, unless a curve is played already; `FIX` ends the curve."""
         channel = self.box.channels[1]
         if request.query:
-            return digit(channel.curve is not None)
-        if boolean(request.arguments):
-            return self._trigger(request)
-        channel.curve = None
+            return self._function
+        self._function = word(request.arguments, "FIXed", "SAS")
+        if self._function == "FIX":
+            channel.curve = None
         return None
 
 

@@ -5,7 +5,7 @@ time-out that drops the connection and not the output. Unverified: the form of `
 asking for errors acknowledges alarms, the commands that load a table and set the irradiance.
 
 Here a write takes effect 5 ms after it arrived. Alarms (OVP, OCP, OPP) switch the output off and stay until
-`SYSTem:ERRor?` or `:ALL?` was asked; the output stays off until it is switched on again.
+`SYSTem:ERRor?` or `:ALL?` was asked or `SYSTem:ALARm:ACKnowledge` sent; the output stays off until it is switched on.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ class ElektroAutomatik:
             (":SYSTem:ERRor[:NEXT]", self._next_error),
             (":SYSTem:ERRor:ALL", self._all_errors),
             (":SYSTem:COMMunicate:LAN:TIMeout", self._timeout),
+            (":SYSTem:ALARm:ACKnowledge", self._acknowledged),
             (":SYSTem:ALARm:COUNt:OVOLtage", self._count("ovp")),
             (":SYSTem:ALARm:COUNt:OCURrent", self._count("ocp")),
             (":SYSTem:ALARm:COUNt:OPOWer", self._count("opp")),
@@ -186,6 +187,11 @@ class ElektroAutomatik:
     def _acknowledge(self) -> None:
         self._alarmed.clear()
         self.box.channels[1].clear_all(self.box.clock())
+
+    def _acknowledged(self, request: Request) -> str | None:
+        set_only(request)
+        self._acknowledge()
+        return None
 
     def _next_error(self, request: Request) -> str | None:
         query_only(request)
@@ -251,10 +257,13 @@ class ElektroAutomatik:
             raise ScpiFault(-221, "Settings conflict")
 
     def _table_level(self, request: Request) -> str | None:
+        """Which point is meant, and with a second parameter its amperes at once."""
         self._in_function()
         if request.query:
             return str(self._level)
-        self._level = int(real(request.arguments, 0, PV_POINTS - 1))
+        self._level = int(real(request.arguments[:1], 0, PV_POINTS - 1))
+        if len(request.arguments) > 1:
+            self._table[self._level] = real(request.arguments[1:], 0.0, self.box.channels[1].model.max_a)
         return None
 
     def _table_data(self, request: Request) -> str | None:

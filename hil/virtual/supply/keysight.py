@@ -89,6 +89,20 @@ def source_rows(h: Handlers) -> list[Row]:
     ]
 
 
+def mainframe_rows(box: Instrument, channels: Channels, module: str) -> list[Row]:
+    """What sits in the slots: every one holds the same `module`."""
+
+    def count(request: Request) -> str | None:
+        query_only(request)
+        return str(len(box.channels))
+
+    def model(request: Request) -> str | None:
+        query_only(request)
+        return ",".join(f'"{module}"' for _ in channels.numbers(request))
+
+    return [(":SYSTem:CHANnel[:COUNt]", count), (":SYSTem:CHANnel:MODel", model)]
+
+
 def handlers(box: Instrument, channels: Channels) -> Handlers:
     return Handlers(box, channels.pick, volts=exponent, amperes=exponent, watts=exponent)
 
@@ -308,6 +322,7 @@ class N6700:
             *common(box, signed_entry),
             *source_rows(h),
             *self._lists.rows(),
+            *mainframe_rows(box, self._channels, "N6752A"),
             (":MEASure[:SCALar]:POWer[:DC]", h.measured("w")),
             (":STATus:OPERation:CONDition", self._operation),
             (":STATus:QUEStionable:CONDition", self._questionable),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from hil.virtual.supply.commands import Handlers, common, exponent, signed_entry
 from hil.virtual.supply.instrument import Instrument, SupplyModel, trip_channel
-from hil.virtual.supply.keysight import Channels, Lists, handlers, source_rows
+from hil.virtual.supply.keysight import Channels, Lists, handlers, mainframe_rows, source_rows
 from hil.virtual.supply.language import (
     Handler,
     Interpreter,
@@ -44,6 +44,7 @@ class SolarArray:
         self._lists = Lists(box, self._channels)
         rows = [*common(box, signed_entry), *self._mode_rows(), *source_rows(h), *self._table_rows()]
         rows += [*self._lists.rows(), *self._protection_rows(h)]
+        rows += mainframe_rows(box, self._channels, "MP4362A" if mp4300 else "E4362A")
         if mp4300:
             rows += [("[:SOURce]:CURRent:SAS:SCALe", self._scale), ("[:SOURce]:CURRent:SAS:BWIDth", self._bandwidth)]
         self._interpreter = Interpreter(rows, box.push_error, box.tick)

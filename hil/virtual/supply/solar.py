@@ -86,6 +86,8 @@ def exponential(voc_v: float, isc_a: float, vmp_v: float, imp_a: float) -> Curve
     """The curve through (0, Isc), (Vmp, Imp) and (Voc, 0). CurveError when the four do not describe an array."""
     if not (0.0 < imp_a < isc_a and 0.0 < vmp_v < voc_v):
         raise CurveError("needs 0 < Imp < Isc and 0 < Vmp < Voc")
+    if vmp_v / voc_v + imp_a / isc_a <= 1.0:
+        raise CurveError("the knee lies below the straight line from Isc to Voc")
     rs = (voc_v - vmp_v) / imp_a
     stretch = 1.0 + rs * isc_a / voc_v
     a = (vmp_v * stretch + rs * (imp_a - isc_a)) / voc_v

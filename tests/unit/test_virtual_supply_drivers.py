@@ -1,0 +1,149 @@
+"""Every driver against the virtual supply of its maker: two readings of the same manuals must agree on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hil.drivers.dialects import dialect
+from hil.drivers.scpi import ScpiSupply
+from hil.drivers.solar import Curve, leave_array, play_array
+from hil.model import Setpoint
+from hil.virtual.supply import MODELS, Load, RecordedLoad, ResistiveLoad, VirtualSupply, ea
+
+CURVE = Curve(voc_v=50.0, isc_a=4.0, vmp_v=42.0, imp_a=3.6)
+NO_TRIP_QUERY = {"siglent-spd3303x", "korad-ka3005p", "bk-9130b", "itech-it6500", "chroma-62000p", "chroma-62000h-s"}
+
+
+def run(
+    name: str,
+    load: Load,
+    tmp_path: Path,
+    body: Callable[[VirtualSupply, ScpiSupply], Awaitable[None]],
+    gap: bool = True,
+) -> None:
+    """The driver on a TCP line, or on a serial port where the maker has no other."""
+
+    async def steps() -> None:
+        virtual = VirtualSupply(name, {1: load})
+        if name.startswith("korad"):
+            address = f"serial://{await virtual.start_serial(tmp_path / 'tty')}"
+        else:
+            await virtual.start()
+            address = f"tcp://127.0.0.1:{virtual.port}"
+        known = dialect(name) if gap else replace(dialect(name), min_gap_s=0.0)
+        supply = ScpiSupply(known, address, timeout_s=2.0)
+        try:
+            await body(virtual, supply)
+        finally:
+            await supply.close()
+            await virtual.stop()
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_driver_runs_a_board(name: str, tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 3.0),), undervoltage_lockout_v=3.0)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        channel = virtual.instrument.channels[1]
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.output(1, True)
+        for _ in range(100):
+            if (reading := await supply.measure(1)).voltage_v == 5.0:
+                break
+            await asyncio.sleep(0.01)
+        assert reading.output_on
+        assert reading.current_a == pytest.approx(0.6, abs=0.002)  # 5.00 V may still be 4.996 V
+        assert (channel.voltage_set_v, channel.current_limit_a, load.powered) == (5.0, 1.0, True)
+        assert await supply.regulation(1) in ("CV", "unknown")
+        assert await supply.tripped(1) == ()
+        await supply.output(1, False)
+        assert not channel.output_on
+        assert not load.powered
+        assert await supply.errors() == ()
+        assert supply.recovery is None  # the dialogue was in step all the time
+
+    run(name, load, tmp_path, body)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("siglent-spd3303x", "korad-ka3005p")])
+def test_the_driver_clears_a_trip_and_the_board_stays_off(name: str, tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 3.0),), undervoltage_lockout_v=3.0)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        channel = virtual.instrument.channels[1]
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.program_protection(1, 6.0, None if name == "bk-9130b" else 1.0)
+        assert channel.ovp.level == 6.0
+        if name != "bk-9130b":  # whether its protection needs to be switched on is not known
+            assert channel.ovp.enabled
+        await supply.output(1, True)
+        await asyncio.sleep(0.05)
+        assert load.powered
+        virtual.instrument.trip(1, "ovp")
+        assert not load.powered
+        if name not in NO_TRIP_QUERY:
+            assert await supply.tripped(1) == ("ovp",)
+        edges = len(load.edges)
+        await asyncio.sleep(0.3)  # a DP2000's clear switches on, at zero volts: but its capacitors must be empty
+        await supply.clear_protection(1)
+        assert not channel.output_on
+        if "chroma" not in name:
+            assert not channel.tripped
+        await asyncio.sleep(0.05)
+        assert len(load.edges) == edges  # not even for a moment
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.output(1, True)
+        await asyncio.sleep(0.05)
+        assert load.powered
+
+    run(name, load, tmp_path, body)
+
+
+def test_the_driver_arms_the_watchdog_and_tells_its_trip_from_the_reply_that_lies(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 3.0),), undervoltage_lockout_v=3.0)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.arm_watchdog(1.0)
+        await supply.output(1, True)
+        await asyncio.sleep(0.1)
+        assert load.powered
+        await asyncio.sleep(1.1)
+        assert not load.powered
+        assert virtual.instrument.execute("OUTP? (@1)") == "1"
+        assert not (await supply.measure(1)).output_on
+        assert await supply.tripped(1) == ("watchdog",)
+        await supply.clear_protection(1)
+        assert not virtual.instrument.channels[1].output_on
+
+    run("keysight-n6700", load, tmp_path, body)
+
+
+@pytest.mark.parametrize("name", ["keysight-e4360", "keysight-mp4300", "chroma-62000h-s", "ea-pv"])
+def test_the_driver_plays_an_array(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ResistiveLoad(CURVE.vmp_v / CURVE.imp_a)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        channel = virtual.instrument.channels[1]
+        await play_array(supply, 1, CURVE)
+        await supply.output(1, True)
+        for _ in range(300):
+            if channel.curve is not None and abs(channel.terminal_v - CURVE.vmp_v) < 0.1:
+                break
+            await asyncio.sleep(0.01)
+        assert channel.terminal_v == pytest.approx(CURVE.vmp_v, abs=0.1)
+        assert channel.current_a == pytest.approx(CURVE.imp_a, abs=0.01)
+        await supply.output(1, False)
+        await leave_array(supply, 1)
+        assert channel.curve is None
+
+    # the gaps that an EA asks for would make its table of 4096 points take a minute
+    monkeypatch.setattr(ea, "EXECUTION_S", 0.0)
+    run(name, load, tmp_path, body, gap=name != "ea-pv")
