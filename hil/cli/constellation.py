@@ -175,8 +175,8 @@ def _contacts(found: Routes) -> list[dict[str, Any]]:
 def _print(summary: dict[str, Any]) -> None:
     rows = summary["satellites"]
     click.echo(
-        f"{summary['mission']}  {len(rows)} satellites in {summary['planes']} plane(s), {summary['links']} possible links, "
-        f"from {', '.join(summary['stations'])}, {summary['start']} to {summary['end']}, every {summary['step_s']:g} s"
+        f"{summary['mission']}  {len(rows)} satellites in {summary['planes']} plane(s), "
+        f"{summary['links']} possible links, from {', '.join(summary['stations'])}, {summary['start']} to {summary['end']}, every {summary['step_s']:g} s"
     )
     if ring := summary["neighbours"]:
         click.echo(
