@@ -174,9 +174,10 @@ def _contacts(found: Routes) -> list[dict[str, Any]]:
 
 def _print(summary: dict[str, Any]) -> None:
     rows = summary["satellites"]
+    span = f"{summary['start']} to {summary['end']}, every {summary['step_s']:g} s"
     click.echo(
         f"{summary['mission']}  {len(rows)} satellites in {summary['planes']} plane(s), "
-        f"{summary['links']} possible links, from {', '.join(summary['stations'])}, {summary['start']} to {summary['end']}, every {summary['step_s']:g} s"
+        f"{summary['links']} possible links, from {', '.join(summary['stations'])}, {span}"
     )
     if ring := summary["neighbours"]:
         click.echo(
