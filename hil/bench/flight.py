@@ -82,7 +82,13 @@ class FlightControl:
         self._ending: asyncio.Task[dict[str, Any]] | None = None
         self.clock = MissionClock(start_s, monotonic())
         self._near_shed_v = max(
-            (step.eclipse.near_shed_v for step in mission.file.steps if step.eclipse is not None), default=NEAR_SHED_V
+            (
+                part.near_shed_v
+                for step in mission.file.steps
+                for part in (step.eclipse, step.cruise)
+                if part is not None
+            ),
+            default=NEAR_SHED_V,
         )
         self.recorder = Recorder(run_dir / "telemetry.sqlite", on_error=self._fail_from_thread)
         try:
@@ -261,8 +267,8 @@ class FlightControl:
             shed
             and self.clock.rate > 1.0
             and sample.state == "on"
-            and sample.bus_voltage_v is not None
-            and sample.bus_voltage_v < shed.shed_v + self._near_shed_v
+            and self._eps is not None
+            and self._eps.state.watched_v < shed.shed_v + self._near_shed_v
         ):
             self._set_rate(1.0, "load shedding")
 
@@ -272,7 +278,7 @@ class FlightControl:
         if kind == "load_restoring" and self.clock.rate > 1.0:
             self._set_rate(1.0, "boot")  # a board boots in real time
         if kind == "model_advanced":
-            self._check_skip(float(data["assumed_board_w"]), float(data["lowest_bus_voltage_v"]))
+            self._check_skip(float(data["assumed_board_w"]), float(data["lowest_watched_v"]))
         if kind in INVALIDATING:
             self.invalidate(f"{kind}: {data.get('cause', '')}")
 

@@ -126,6 +126,7 @@ class CruiseStep(Strict):
     clock_rate: Positive = 60.0
     load: Literal["idle", "inference"] = "idle"
     shutdown_before_eclipse_s: Positive | None = None
+    near_shed_v: Positive = Field(default=0.3, description="clock rate 1 this close to the shed voltage")
     prompt: str = "Write a short story about a satellite."
     max_tokens: int = Field(default=64, ge=1)
 
