@@ -41,6 +41,8 @@ class EpsStateLike(Protocol):
     @property
     def bus_voltage_v(self) -> float: ...
     @property
+    def watched_v(self) -> float: ...
+    @property
     def battery_power_w(self) -> float: ...
     @property
     def array_used_w(self) -> float: ...
@@ -303,7 +305,7 @@ class PowerLoop:
                 assumed_board_w=assumed_board_w,
                 soc=state.soc,
                 bus_voltage_v=state.bus_voltage_v,
-                lowest_bus_voltage_v=lowest_v,
+                lowest_watched_v=lowest_v,
             )
             yield
         finally:
@@ -500,7 +502,7 @@ class PowerLoop:
         if state.bus_voltage_v < self._envelope.voltage_min_v:
             return "bus below the board's minimum"
         rule = flight.shed
-        if rule is None or state.bus_voltage_v >= rule.shed_v:
+        if rule is None or state.watched_v >= rule.shed_v:
             self._low_since_mission_s = None
             return ""
         if self._low_since_mission_s is None:
@@ -514,6 +516,7 @@ class PowerLoop:
             "load_shed",
             cause=cause,
             bus_voltage_v=state.bus_voltage_v,
+            watched_v=state.watched_v,
             soc=state.soc,
             shed_v=flight.shed.shed_v if flight.shed else None,
             off_mono=off.off_s,
@@ -526,7 +529,7 @@ class PowerLoop:
         if rule is None or state.collapsed or self._off_verified_s is None:
             return
         rested_s = self._clock() - self._off_verified_s
-        if state.soc < rule.restore_soc or state.bus_voltage_v < rule.restore_v or rested_s < rule.dwell_s:
+        if state.soc < rule.restore_soc or state.watched_v < rule.restore_v or rested_s < rule.dwell_s:
             return
         self._tell("load_restoring", bus_voltage_v=state.bus_voltage_v, soc=state.soc, rested_s=rested_s)
         on = await self._power_on(Setpoint(state.bus_voltage_v, flight.current_limit_a))
@@ -761,10 +764,10 @@ class PowerLoop:
 
 
 def _advance(flight: Flight, before_s: float, dt_s: float, assumed_board_w: float, step_s: float) -> float:
-    """Step the model through `dt_s` from mission second `before_s`; the lowest bus voltage on the way."""
+    """Step the model through `dt_s` from mission second `before_s`; the lowest watched voltage on the way."""
     steps = max(1, math.ceil(dt_s / step_s))
     lowest_v = math.inf
     for index in range(steps):
         array_w = flight.array_w(before_s + (index + 0.5) * dt_s / steps)
-        lowest_v = min(lowest_v, flight.eps.step(dt_s / steps, assumed_board_w, array_w).bus_voltage_v)
+        lowest_v = min(lowest_v, flight.eps.step(dt_s / steps, assumed_board_w, array_w).watched_v)
     return lowest_v

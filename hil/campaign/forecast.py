@@ -65,14 +65,14 @@ def forecast(timeline: Timeline, label: str, board_w: float, idle_w: float = 0.0
     nodes = [] if heat is None else [heat.state.nodes]
     collapsed = False
     for index, (start_s, end_s) in enumerate(pairwise(t_s.tolist())):
-        near = model.state.bus_voltage_v < near_v or (thermal is not None and thermal.cutoff is not None)
+        near = model.state.watched_v < near_v or (thermal is not None and thermal.cutoff is not None)
         parts = max(math.ceil((end_s - start_s) / NEAR_STEP_S - 1e-9), 1) if near else 1
         dt_s = (end_s - start_s) / parts
         for part in range(1, parts + 1):
             watts, now_s = draw_w(), end_s if part == parts else start_s + part * dt_s
             state = model.step(dt_s, watts, array_w[index])
             collapsed = collapsed or state.collapsed
-            switch.see(now_s, dt_s, state.bus_voltage_v, state.soc)
+            switch.see(now_s, dt_s, state.watched_v, state.soc)
             if heat is not None:
                 rest.see(now_s, heat.step(dt_s, watts, sunlit[index], albedo[index]).may_run)
         rows.append((state.soc, state.bus_voltage_v, draw_w() + power.eps.platform_w))

@@ -137,7 +137,10 @@ class Bus(Strict):
 
 
 class Shed(Strict):
-    """Load shedding: the board's power is really cut. Dwell is wall time: a board's rails discharge in real time."""
+    """Load shedding: the board's power is really cut. Voltages are the battery's (the bus's without a battery).
+
+    Dwell is wall time: a board's rails discharge in real time.
+    """
 
     voltage_v: Positive
     hold_s: float = Field(default=2.0, ge=0)
@@ -167,8 +170,8 @@ class PowerPlan(Strict):
             raise ValueError("without a battery the bus needs regulated_v and the array a tracker (mppt)")
         if self.battery.capacity_wh == 0 and self.shed.restore_soc > 0:
             raise ValueError("without a battery shed.restore_soc must be 0: it would never be restored")
-        if self.bus.regulated_v is not None and self.shed.restore_voltage_v > self.bus.regulated_v:
-            raise ValueError("shed.restore_voltage_v is above bus.regulated_v: it would never be restored")
+        if self.battery.capacity_wh == 0 and self.shed.restore_voltage_v > (self.bus.regulated_v or 0.0):
+            raise ValueError("without a battery shed.restore_voltage_v must not be above bus.regulated_v")
         return self
 
 

@@ -90,7 +90,7 @@ def fly(
         load_w = board_w(now_s) if callable(board_w) else board_w
         state = model.step(float(t_s[index]) - now_s, load_w, 0.5 * float(array_w[index - 1] + array_w[index]))
         rows.append((state.soc, state.bus_voltage_v, state.battery_current_a))
-        if shed_s is None and power.shed is not None and state.bus_voltage_v < power.shed.shed_v:
+        if shed_s is None and power.shed is not None and state.watched_v < power.shed.shed_v:
             shed_s = float(t_s[index])
     soc, volts, amps = np.array(rows).T
     return Flight(t_s, soc, volts, amps, shed_s, model)
@@ -156,11 +156,11 @@ def shed_forecast(mission: Timeline | MissionEnvironment, *, full_w: float | Non
         now_s = (index + 1) * step_s
         lowest = min(lowest, state.soc)
         if shed_s is None:
-            low_s = low_s + step_s if state.bus_voltage_v < power.shed.shed_v else 0.0
+            low_s = low_s + step_s if state.watched_v < power.shed.shed_v else 0.0
             shed_s = now_s if low_s and low_s >= power.shed.hold_s else None
         elif state.collapsed:
             lost = True
-        elif state.bus_voltage_v >= power.shed.restore_v and state.soc >= power.shed.restore_soc and visible > 0:
+        elif state.watched_v >= power.shed.restore_v and state.soc >= power.shed.restore_soc and visible > 0:
             return ShedForecast(shed_s, lowest, lost, now_s)
     return ShedForecast(shed_s, lowest, lost, None)
 
@@ -179,7 +179,7 @@ def usable_wh(power: PowerEnvironment, board_w: float) -> float:
     delivered_j = 0.0
     while True:
         state = model.step(step_s, board_w, 0.0)
-        if state.collapsed or state.bus_voltage_v < shed_v:
+        if state.collapsed or state.watched_v < shed_v:
             return delivered_j / _WH_J
         delivered_j += state.battery_power_w * step_s
 

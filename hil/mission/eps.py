@@ -169,11 +169,13 @@ class EpsState:
     where the bus voltage is not the maximum-power voltage (direct transfer only); `curtailed_w` is the rest: left in
     the cells by a tracker, burnt in the shunt by direct transfer. `load_w` is board and platform together, as asked
     for. `collapsed`: the battery cannot carry this load (empty, or beyond what its resistance passes); then nothing is
-    delivered and `bus_voltage_v` is 0 until the load fits again.
+    delivered and `bus_voltage_v` is 0 until the load fits again. `watched_v` is what load shedding goes by: the
+    battery's terminals, the bus itself without a battery, 0 while collapsed.
     """
 
     soc: float
     bus_voltage_v: float
+    watched_v: float
     battery_current_a: float
     battery_power_w: float
     array_available_w: float
@@ -472,6 +474,7 @@ class EpsModel:
         return EpsState(
             soc=self._soc,
             bus_voltage_v=bus_v,
+            watched_v=flow.terminal_v if bus_v and self.battery.charge_c else bus_v,
             battery_current_a=flow.current_a,
             battery_power_w=flow.current_a * flow.terminal_v,
             array_available_w=array_w,

@@ -145,7 +145,15 @@ def test_the_thermal_section_becomes_the_model(tmp_path: Path) -> None:
         ({"array": {"bol_w": 60, "curve": CURVE}}, "array", "its curve gives 37.4 W at most, its size 60.0 W"),
         ({"array": {"curve": {**CURVE, "vmp_v": 21}}}, "curve", "no I-V curve"),
         ({"bus": {"converter": {"k1": 0.1}}}, "bus", "need regulated_v"),
-        ({"bus": {"regulated_v": 12}}, "power", "above bus.regulated_v"),
+        (
+            {
+                "bus": {"regulated_v": 12},
+                "battery": {"cells_series": 4, "capacity_wh": 0, "resistance_ohm": 0},
+                "shed": {"voltage_v": 11, "restore_voltage_v": 12.5, "restore_soc": 0},
+            },
+            "power",
+            "above bus.regulated_v",
+        ),
         ({"shed": {"voltage_v": 13, "restore_voltage_v": 13, "restore_soc": 0.3}}, "shed", "must be above voltage_v"),
     ],
 )
