@@ -22,19 +22,38 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 File = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
+Outlet = Annotated[str, Field(pattern=r"^(tasmota://[^/]+(/\d+)?|lcus:///[^?]+(\?relay=\d+)?)$")]
+
+
 class SupplyWire(Strict):
-    """A programmable supply: its dialect and where it listens, `tcp://HOST:PORT`."""
+    """A programmable supply: its dialect and where it listens.
+
+    `tcp://HOST:PORT`, `serial:///dev/NAME?baud=9600` (`baud` is optional) or `visa://RESOURCE` (extra `visa`).
+    """
 
     driver: Literal["scpi"]
     dialect: str
-    address: str = Field(pattern=r"^tcp://[^:/]+:\d+$")
+    address: str = Field(
+        pattern=r"^(tcp://([^:/]+|\[[0-9a-fA-F:]+\]):\d+|serial:///[^?]+(\?baud=\d+)?|visa://\S+::\S+)$"
+    )
+    outlet: Outlet | None = Field(
+        default=None, description="the mains outlet behind it, cut when its output does not go off: tasmota://HOST/1"
+    )
+    watchdog_s: float = Field(
+        default=5.0, ge=0, description="its own output watchdog, where it has one, cuts after this silence; 0: unused"
+    )
+    accept_level: Literal["A", "B", "C", "D"] = Field(
+        default="C", description="lowest capability level (docs/safety.md) that boards may be powered with"
+    )
 
     @property
     def host(self) -> str:
+        """Of a `tcp://` address."""
         return self.address.removeprefix("tcp://").rpartition(":")[0]
 
     @property
     def port(self) -> int:
+        """Of a `tcp://` address."""
         return int(self.address.rpartition(":")[2])
 
 
@@ -70,6 +89,8 @@ class PowerWire(Strict):
     supply: Name
     channel: int = Field(ge=1)
     on_delay_s: float = Field(default=0.0, ge=0)
+    rail: Name | None = Field(default=None, description="which of the board type's `rails`; its `supply` without")
+    outlet: Outlet | None = Field(default=None, description="a relay in this channel's line, instead of the supply's")
 
 
 class ConsoleWire(Strict):
@@ -96,11 +117,21 @@ class PayloadWire(SshWire):
     broker: File | None = None
 
 
+Line = Annotated[
+    str, Field(pattern=r"^(gpio:///dev/gpiochip\d+\?line=\d+(&[a-z]+=[a-z-]+)*|lcus:///[^?]+(\?relay=\d+)?)$")
+]
+
+
 class BenchBoard(Strict):
     """One board on the bench."""
 
     type: str
     power: tuple[PowerWire, ...] = Field(min_length=1)
+    lines: dict[Name, Line] = Field(
+        default_factory=dict,
+        description="control lines by name (power-button, reset, recovery), asserted by GPIO or USB relay: "
+        "gpio:///dev/gpiochip0?line=17&active=low&drive=open-drain or lcus:///dev/ttyUSB1?relay=2",
+    )
     console: ConsoleWire | None = None
     payload: PayloadWire | None = None
     mgmt: SshWire | None = None
@@ -238,6 +269,9 @@ def load_bench(path: Path) -> Bench:
         types[board.type] = load_board_type(type_path)
         for index, wire in enumerate(board.power):
             _known(path, lines, (*where, "power", index), "supply", wire.supply, list(file.supplies))
+            if wire.rail is not None:
+                known = list(types[board.type].rails)
+                _known(path, lines, (*where, "power", index), "rail", wire.rail, known)
         if board.payload is not None:
             _known(path, lines, (*where, "payload", "link"), "link", board.payload.link, list(file.links))
     _one_board_a_channel(path, lines, file)

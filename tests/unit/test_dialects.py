@@ -542,6 +542,22 @@ async def idle(supply: ScpiSupply) -> None:
     """Nothing beyond opening."""
 
 
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_the_capability_record_agrees_with_the_command_table(name: str) -> None:
+    speak = dialect(name)
+    for _, record in speak.models:
+        assert record.measures_power == speak.has("measure")
+        assert record.ovp == (speak.has("set_ovp_level") and speak.has("get_ovp_level"))
+        assert record.ocp == (speak.has("set_ocp_level") or speak.has("set_ocp_state"))
+        assert record.ocp_follows_limit == (record.ocp and not speak.has("set_ocp_level"))
+        assert record.opp == speak.has("set_opp_level")
+        assert record.ocp_delay == speak.has("set_ocp_delay")
+        assert bool(record.watchdog) == speak.has("set_watchdog")
+        assert record.solar_array == speak.has("sas_mode")
+        assert (record.limits == "ask") == speak.has("max_voltage")
+        assert record.channels
+
+
 def test_lease_groups_are_where_channels_are_not_independent() -> None:
     assert {name for name in DIALECTS if dialect(name).lease_group} == {"rs-hmp", "rs-nge", "tti-cpx"}
 

@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from pydantic import ValidationError
 
 from hil.drivers.codec import LINE, SILENCE, Frame, Inbox, InstrumentClosed, InstrumentTimeout, ReplyError
 from hil.drivers.scpi import ScpiSupply, force_off
 from hil.drivers.transport import Address, Transport, endpoint, parse_any_address, transport_for
 from hil.drivers.transport_tcp import TcpTransport
 from hil.errors import UsageError
+from hil.inventory.bench import SupplyWire
 from hil.model import Setpoint
 
 
@@ -123,6 +125,20 @@ def test_another_address_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(UsageError, match="not understood") as caught:
         parse_any_address(text)
     assert "serial:///dev/NAME" in caught.value.hint
+
+
+def test_the_bench_file_takes_every_kind_of_address() -> None:
+    for address in (
+        "tcp://psu1.lab:5025",
+        "tcp://[::1]:5555",
+        "serial:///dev/ttyUSB0?baud=9600",
+        "visa://GPIB::5::INSTR",
+    ):
+        assert SupplyWire(driver="scpi", dialect="rigol-dp800", address=address).address == address
+        parse_any_address(address)
+    for address in ("127.0.0.1:1", "tcp://h", "serial://ttyUSB0", "serial:///dev/tty?x=1", "visa://USB0"):
+        with pytest.raises(ValidationError):
+            SupplyWire(driver="scpi", dialect="rigol-dp800", address=address)
 
 
 def test_two_spellings_of_one_instrument_are_one_endpoint(tmp_path: object, korad: Korad) -> None:

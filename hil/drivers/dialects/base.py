@@ -203,6 +203,7 @@ class Capabilities:
 
     `limits` says where the channel ranges come from: `data` (this record), `model` (volts and amperes in the model's
     name, groups `v` and `a` of its pattern), `ask` (the instrument is asked for its maxima when it is opened).
+    `measures_power`: watts are the instrument's own, elsewhere the product of volts and amperes.
     `ocp_follows_limit`: there is no over-current threshold of its own, the channel trips when it reaches its limit.
     """
 

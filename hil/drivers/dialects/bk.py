@@ -26,7 +26,6 @@ def _bk(name: str, *ratings: tuple[float, float]) -> tuple[str, Capabilities]:
         channels=channels(*(channel(v, a) for v, a in ratings)),
         ovp=True,
         ocp=False,
-        measures_power=True,
         command_s=0.03,
         source="unverified",
     )

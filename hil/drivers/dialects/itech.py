@@ -22,7 +22,6 @@ _IT6500 = Capabilities(
     ovp=True,
     ocp=True,
     opp=True,
-    measures_power=True,
     command_s=0.02,
     source="unverified",
 )

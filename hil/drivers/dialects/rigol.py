@@ -19,7 +19,7 @@ from hil.drivers.dialects.base import (
 
 
 def _channel(volts: float, amperes: float, over_v: float, ovp_v: float) -> ChannelRange:
-    over_a, ocp_a = amperes * 3.2 / 3.0, amperes * 1.1
+    over_a, ocp_a = round(amperes * 3.2 / 3.0, 3), round(amperes * 1.1, 3)
     return ChannelRange(over_v, over_a, 0.01, ovp_v, 0.001, ocp_a, 0.01, 0.001, volts, amperes)
 
 
@@ -85,7 +85,7 @@ RIGOL_DP2000 = Dialect(
     title="Rigol DP2000 series",
     port=5555,
     quirks=frozenset({"clear_enables_output"}),
-    models=((r"^RIGOL TECHNOLOGIES,DP20\d\d,", _DP2031),),
+    models=((r"^RIGOL TECHNOLOGIES,DP2031A?,", _DP2031),),
     commands=table(
         _COMMANDS,
         {

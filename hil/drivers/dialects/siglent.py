@@ -28,7 +28,6 @@ def _spd(name: str, pattern: str, step: float) -> tuple[str, Capabilities]:
         channels=channels(one, one),
         ovp=False,
         ocp=False,
-        measures_power=True,
         lists=ListLimits(5, 1.0, 10_000.0, 1.0),  # whole seconds: too coarse for a mission
         command_s=0.03,
         source="unverified",
