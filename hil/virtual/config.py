@@ -62,10 +62,17 @@ def _supply(bench: Bench, virtual: VirtualSupply) -> tuple[str, int | None, Path
         )
     name = virtual.model or wire.dialect
     channels = supply_model(name).channels
-    for board in bench.file.boards.values():
-        for feed in board.power:
-            if feed.supply == virtual.supply and feed.channel not in channels:
-                raise UsageError(f"{bench.path}: a virtual {name} has no channel {feed.channel}")
+    for board_name, board in bench.file.boards.items():
+        needed_v = bench.types[board.type].supply.voltage_nominal_v
+        for channel in (feed.channel for feed in board.power if feed.supply == virtual.supply):
+            if channel not in channels:
+                raise UsageError(f"{bench.path}: a virtual {name} has no channel {channel}")
+            if channels[channel].max_v < needed_v:
+                raise UsageError(
+                    f"{bench.path}: channel {channel} of a virtual {name} gives at most {channels[channel].max_v:g} V, "
+                    f"but {board_name} needs {needed_v:g} V",
+                    hint="wire the board to another channel, or play another model",
+                )
     return name, int(tcp[1]) if tcp else None, Path(serial[1]) if serial else None
 
 

@@ -355,6 +355,12 @@ def test_the_control_socket_puts_faults_in_and_tells_the_truth(tmp_path: Path) -
         assert client.is_silent()
         assert ask(do="heal")["faults"] == []
         assert client.ask("*IDN?").startswith("Siglent")
+        ask(do="latency", delay_s=0.1)
+        start = time.monotonic()
+        time.sleep(0.03)
+        assert client.ask("*IDN?").startswith("Siglent")
+        assert time.monotonic() - start >= 0.13
+        assert ask(do="heal")["faults"] == []
         assert ask(do="trip", channel=1)["channels"]["1"]["tripped"]
         assert not ask(do="power_cycle")["channels"]["1"]["tripped"]
         assert is_reset(client.socket)

@@ -122,18 +122,19 @@ class Session:
         if kind == "swapped" and self._held is None:
             self._held = answer
             return
-        self._answer(answer, (fault.delay_s if fault and kind == "late" else 0.0) + box.reply_delay_s)
+        self._answer(answer, fault.delay_s if fault and kind == "late" else 0.0)
         if kind == "duplicate":
             self._answer(answer, 0.0)
 
-    def _answer(self, answer: str, delay_s: float) -> None:
-        if delay_s > 0.0:
-            # an instrument that takes its time answers in order: the next one waits for this one
-            now = time.monotonic()
-            self._busy_until_s = max(now, self._busy_until_s) + delay_s
-            asyncio.get_running_loop().call_later(self._busy_until_s - now, self.send, answer)
-        elif self._busy_until_s > time.monotonic() and self._supply.instrument.reply_delay_s > 0.0:
-            asyncio.get_running_loop().call_at(self._busy_until_s, self.send, answer)
+    def _answer(self, answer: str, late_s: float) -> None:
+        """Send in order after the instrument's own time; an answer that a fault makes late is overtaken by others."""
+        loop = asyncio.get_running_loop()
+        own_s = self._supply.instrument.reply_delay_s + self._supply.latency_s
+        if own_s > 0.0:
+            self._busy_until_s = max(loop.time(), self._busy_until_s) + own_s
+            loop.call_at(self._busy_until_s + late_s, self.send, answer)
+        elif late_s > 0.0:
+            loop.call_later(late_s, self.send, answer)
         else:
             self.send(answer)
 
@@ -241,6 +242,7 @@ class VirtualSupply:
         self.instrument = Instrument(supply_model(model), loads or {}, clock)
         self.sessions: set[Session] = set()
         self.port = 0
+        self.latency_s = 0.0  # of every answer, beside the maker's own; for tests
         self._server: asyncio.Server | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._serial: SerialPort | None = None
@@ -343,8 +345,9 @@ class VirtualSupply:
     def control(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """One request of the control socket, `{"do": …}`; every answer holds the state that follows.
 
-        state: what is at the terminals. fault: put one in, with the fields of `Fault`. heal: take all out. trip:
-        `channel` and `kind`. drop: reset every connection. power_cycle: the mains switch.
+        state: what is at the terminals. fault: put one in, with the fields of `Fault`. heal: take all out. latency:
+        every answer takes `delay_s` longer. trip: `channel` and `kind`. drop: reset every connection. power_cycle: the
+        mains switch.
         """
         action = request.get("do", "state")
         box = self.instrument
@@ -357,6 +360,9 @@ class VirtualSupply:
             self.faults.append(fault)
         elif action == "heal":
             self.faults.clear()
+            self.latency_s = 0.0
+        elif action == "latency":
+            self.latency_s = max(0.0, float(request["delay_s"]))
         elif action == "trip":
             box.trip(int(request["channel"]), str(request.get("kind", "ovp")))
         elif action == "drop":
