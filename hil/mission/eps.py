@@ -20,7 +20,6 @@ from typing import Any
 
 from hil.errors import UsageError
 from hil.mission.battery import NMC_OCV, Battery, Polarization, Source
-from hil.mission.solar_array import ArrayConfig as ArrayConfig
 from hil.mission.solar_array import ArrayCurrent, SasCurve
 
 _SOLVER_STEPS = 60

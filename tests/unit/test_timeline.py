@@ -16,11 +16,12 @@ import pytest
 from hil.errors import UsageError
 from hil.mission import timeline as timeline_module
 from hil.mission.budget import eclipse_budget, fly, orbit_balance, require_balance, shed_forecast, usable_wh
-from hil.mission.eps import ArrayConfig, EpsConfig, ShedConfig
+from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.frames import Station
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.radio import SPEED_OF_LIGHT_M_S, Channel, LinkEnvironment
 from hil.mission.shadow import sunlit_fraction
+from hil.mission.solar_array import ArrayConfig
 from hil.mission.timeline import EDGE_KINDS, Edge, MissionEnvironment, PowerEnvironment, Timeline, compile_timeline
 
 TLE = (Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle").read_text()
