@@ -68,6 +68,8 @@ def check_mission(mission: Mission, board: BoardType, place: Place | None = None
     findings += [_envelope(board, mission), _bus_range(board, mission), _balance(timeline), _sunlight(timeline)]
     if "eclipse" in kinds:
         findings += [_eclipse(timeline), _platform(timeline)]
+    if timeline.environment.thermal is not None and timeline.environment.thermal.cutoff is not None:
+        findings.append(_thermal(mission, timeline, board))
     return [*findings, _wall_time(mission, timeline, board), *_criteria(mission, place, timeline), _model(mission)]
 
 
@@ -212,6 +214,25 @@ def _platform(timeline: Timeline) -> Finding:
         f"lowest state of charge {shed.lowest_soc:.1%}"
         + (", the battery is empty before sunrise" if shed.platform_lost else ""),
     )
+
+
+def _thermal(mission: Mission, timeline: Timeline, board: BoardType) -> Finding:
+    """Whether a duty cycle gets hot and cool again, by the model with the board type's watts."""
+    burst = plan.burst(timeline, board)
+    data = {"run_s": burst.run_s, "cool_s": burst.cool_s}
+    if burst.run_s is None:
+        found = f"at {board.power.inference_w:g} W the cutoff is never reached"
+        return Finding("thermal duty cycle", _cycles(mission, False), found, data)
+    if burst.cool_s is None:
+        found = f"hot after {_duration(burst.run_s)}, and at {board.power.idle_w:g} W it never cools again"
+        return Finding("thermal duty cycle", _cycles(mission, False), found, data)
+    found = f"from the initial temperatures {_duration(burst.run_s)} of work, then {_duration(burst.cool_s)} of rest"
+    return Finding("thermal duty cycle", True, found, data)
+
+
+def _cycles(mission: Mission, ok: bool) -> bool | None:
+    """A cutoff that no step obeys is worth a remark only."""
+    return ok if any(step.kind == "duty_cycle" for step in mission.file.steps) else None
 
 
 def _wall_time(mission: Mission, timeline: Timeline, board: BoardType) -> Finding:

@@ -18,6 +18,7 @@ from hil.mission.shadow import Eclipse
 _LOOK_S = 0.2  # wall seconds between looks at the flight
 _POWER_DOWN = r"reboot: Power down|System halted"
 _POWER_DOWN_S = 60.0
+_QUIET_S = 60.0  # the next burst must not begin while the last one's answer is still being made
 
 
 # --- cruise -----------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def duty_cycle(flying: Flying, step: DutyCycleStep) -> None:
         flying.wait("the thermal model lets the board run", lambda: _may_run(flying), timeout_s=step.rest_timeout_s)
         start = _thermal(flying)["nodes"]
         rest_s = time.monotonic() - rested
-        with steps.continuous_inference(flying, step, "duty") as load:
+        with steps.continuous_inference(flying, step, "duty", quiet_within_s=_QUIET_S) as load:
             flying.wait(
                 "the thermal model ends the burst",
                 lambda: not _may_run(flying),
@@ -215,7 +216,7 @@ def duty_cycle(flying: Flying, step: DutyCycleStep) -> None:
             wall_s=stopped - load["t_start_mono"],
             rest_s=rest_s,
             tokens=load["tokens"],
-            stop_s=max(load["t_last_mono"] - stopped, 0.0),
+            stop_s=load["t_quiet_mono"] - stopped,
             start_c=start,
             end_c=end,
         )

@@ -203,7 +203,7 @@ MEASURES = (
     Measure(
         "duty.stop_s.max",
         "s",
-        "Longest time from the model's stop to the last token.",
+        "Longest time from the thermal model's stop until the answer under way was dropped.",
         _pick("burst", "stop_s", max, "longest"),
     ),
     Measure("duty.tokens.min", "tokens", "Fewest tokens of a burst.", _pick("burst", "tokens", min, "fewest")),

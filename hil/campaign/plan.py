@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hil.errors import UsageError
 from hil.inventory.mission_steps import ServeStep, Step
+from hil.mission.thermal import Burst, burst_forecast
 
 if TYPE_CHECKING:
     from hil.inventory import BoardType, Mission
@@ -82,13 +84,30 @@ def _wall_time(step: Step, mission: Mission, timeline: Timeline, board: BoardTyp
         seconds = own.hours * 3600.0 if own.hours is not None else own.orbits * period_s
         return WallTime("cruise", seconds / own.clock_rate, "planned")
     if step.kind == "duty_cycle":
-        return WallTime("duty_cycle", own.bursts * (own.burst_timeout_s + own.rest_timeout_s), "limit")
+        return _duty_cycle(own, timeline, board)
     if step.kind == "run":
         cuts = own.power_cuts * (own.cut_after_s[1] + board.boot.timeout_s)
         return WallTime(f"run {own.name}", own.timeout_s + cuts, "limit")
     if step.kind == "check":
         return WallTime("check", ServeStep().timeout_s + acquisition_s + _HANDLING_S, "limit")
     return WallTime(step.kind, getattr(own, "timeout_s", _HANDLING_S), "limit")
+
+
+def burst(timeline: Timeline, board: BoardType) -> Burst:
+    """The first burst and the rest after it, by the thermal model in the dark. Raises UsageError without a model."""
+    thermal = timeline.environment.thermal
+    if thermal is None or thermal.cutoff is None:
+        raise UsageError(
+            f"mission {timeline.environment.name} has no thermal cutoff", hint="a duty_cycle step needs one"
+        )
+    return burst_forecast(thermal, board.power.inference_w, board.power.idle_w)
+
+
+def _duty_cycle(step: Any, timeline: Timeline, board: BoardType) -> WallTime:
+    found = burst(timeline, board)
+    if found.run_s is None or found.cool_s is None:
+        return WallTime("duty_cycle", step.bursts * (step.burst_timeout_s + step.rest_timeout_s), "limit")
+    return WallTime("duty_cycle", step.bursts * found.run_s + (step.bursts - 1) * found.cool_s, "planned")
 
 
 def _upload_s(mission: Mission, timeline: Timeline, step: Any) -> float | None:

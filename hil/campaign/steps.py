@@ -452,11 +452,13 @@ class _Enough(Exception):
 
 
 @contextmanager
-def continuous_inference(flying: Flying, load: Load, name: str) -> Iterator[dict[str, Any]]:
+def continuous_inference(
+    flying: Flying, load: Load, name: str, *, quiet_within_s: float = 5.0
+) -> Iterator[dict[str, Any]]:
     """Keep the board busy over mgmt (no contact is needed for on-board work); counts tokens and wall seconds.
 
-    At the end the answer under way is given up: the server stops when its connection goes. `t_last_mono` is the last
-    token's time.
+    At the end the answer under way is given up at its next token: the server stops when its connection goes.
+    `t_quiet_mono` is when it was dropped, at the latest `quiet_within_s` after the end.
     """
     started = time.monotonic()
     told: dict[str, Any] = {
@@ -473,7 +475,6 @@ def continuous_inference(flying: Flying, load: Load, name: str) -> Iterator[dict
         if stop.is_set():
             raise _Enough
         told["tokens"] += 1
-        told["t_last_mono"] = t_s
         flying.flight.record_tokens(name, 1, "mgmt")
 
     def work() -> None:
@@ -490,10 +491,11 @@ def continuous_inference(flying: Flying, load: Load, name: str) -> Iterator[dict
                     on_token=token,
                 )
             except _Enough:
-                return
+                break
             except HilError:
                 # The power cut ends the connection; the step decides by the supply's state, not by this thread.
                 stop.wait(0.5)
+        told["t_quiet_mono"] = time.monotonic()
 
     thread = threading.Thread(target=work, name=f"hil-{name}-load", daemon=True)
     thread.start()
@@ -502,7 +504,8 @@ def continuous_inference(flying: Flying, load: Load, name: str) -> Iterator[dict
     finally:
         stop.set()
         told["wall_s"] = time.monotonic() - told["t_start_mono"]
-        thread.join(timeout=5)
+        thread.join(timeout=quiet_within_s)
+        told.setdefault("t_quiet_mono", time.monotonic())
 
 
 def end(flying: Flying, step: EndStep) -> None:

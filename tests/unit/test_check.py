@@ -92,3 +92,24 @@ def test_the_place_is_that_of_the_bench_file() -> None:
     place = Place.of(load_bench(ROOT / "fixtures/benches/virtual.yaml"))
     assert place.features == ALL
     assert place.link_limit_bps == 40e6
+
+
+@pytest.mark.parametrize(
+    ("area_m2", "ok", "says"),
+    [(0.015, True, "of work, then"), (0.2, False, "is never reached"), (0.009, False, "never cools again")],
+)
+def test_a_duty_cycle_is_planned_by_the_thermal_model(tmp_path: Path, area_m2: float, ok: bool, says: str) -> None:
+    thermal = {
+        "nodes": {"board": {"heat_capacity_j_per_k": 21.4, "initial_c": 30, "board_share": 1.0}},
+        "radiators": [{"node": "board", "area_m2": area_m2}],
+        "cutoff": {"node": "board", "off_c": 60, "on_c": 30},
+    }
+    steps = [{"boot": None}, {"serve": None}, {"duty_cycle": {"bursts": 3, "prompt": "x"}}, {"end": None}]
+    found = check(tmp_path, {"thermal": thermal, "steps": steps})
+    assert found["thermal duty cycle"].ok is ok
+    assert says in found["thermal duty cycle"].found
+    planned = next(item for item in found["wall time"].data["steps"] if item["step"] == "duty_cycle")
+    assert planned["basis"] == ("planned" if ok else "limit")
+    if ok:
+        run_s, cool_s = (found["thermal duty cycle"].data[key] for key in ("run_s", "cool_s"))
+        assert planned["wall_s"] == pytest.approx(3 * run_s + 2 * cool_s)

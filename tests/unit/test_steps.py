@@ -243,9 +243,9 @@ def test_bursts_follow_the_thermal_model(monkeypatch: pytest.MonkeyPatch) -> Non
             pass
 
     @contextmanager
-    def load(flying: Any, step: Any, name: str) -> Any:
+    def load(flying: Any, step: Any, name: str, **_: Any) -> Any:
         heat["busy"] = True
-        yield {"tokens": 5, "t_start_mono": time.monotonic(), "t_last_mono": time.monotonic() + 3, "wall_s": 1.0}
+        yield {"tokens": 5, "t_start_mono": time.monotonic(), "t_quiet_mono": time.monotonic() + 3, "wall_s": 1.0}
         heat["busy"] = False
 
     monkeypatch.setattr(steps, "continuous_inference", load)
@@ -390,3 +390,26 @@ def test_a_prompt_is_padded_to_its_size() -> None:
         told = steps.padded("Hi?", size)
         assert len(told.encode()) == size
         assert told.endswith("\nHi?")
+
+
+def test_a_burst_ends_at_the_next_token_and_says_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that gives a token every 50 ms, for ever."""
+    recorded: list[str] = []
+
+    def stream(*_: Any, on_token: Any, **__: Any) -> None:
+        while True:
+            time.sleep(0.05)
+            on_token("x", time.monotonic())
+
+    monkeypatch.setattr(steps.llm, "stream_chat", stream)
+    sky: Any = SimpleNamespace(
+        board=SimpleNamespace(shell=SimpleNamespace(forward=None)),
+        flight=SimpleNamespace(record_tokens=lambda name, n, plane: recorded.append(name)),
+        mission=SimpleNamespace(file=SimpleNamespace(seed=1, model=SimpleNamespace(system_prompt=None))),
+    )
+    with steps.continuous_inference(sky, DutyCycleStep(bursts=1, prompt="x"), "duty") as load:
+        time.sleep(0.3)
+        stopped = time.monotonic()
+    assert 0.0 < load["t_quiet_mono"] - stopped < 1.0
+    assert load["tokens"] == len(recorded) >= 2
+    assert load["wall_s"] >= 0.3
