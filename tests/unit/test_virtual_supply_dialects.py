@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -226,6 +227,35 @@ def test_the_identity_is_a_makers_and_says_virtual(name: str) -> None:
     identity = Box(name).type("*IDN?")
     assert identity == MODELS[name].identity
     assert ("VIRTUAL" in identity) == (name != "korad-ka3005p")  # the Korad's identity has no serial number
+
+
+HEADERS = """
+VOLT CURR OUTP OUTP:GEN APPL INST INST:NSEL MEAS:VOLT MEAS:ALL VOLT:PROT CURR:PROT CURR:PROT:DEL FUSE:LINK FUSE:DEL
+*SAV *RCL *TRG *CLS *RST OUTP:PROT:CLE OUTP:PROT:WDOG:DEL LIST:VOLT LIST:DWEL INIT:TRAN CURR:MODE CURR:SAS:ISC TRIG
+CURR:TABL:NAME MEM:TABL:SEL MEM:TABL:VOLT TIME TIME:SET TIME:PARA TIME:GROUP TIME:CYCLE TIME:ENDS SAS:VOC APP:VOLT
+ARB:DATA ARB:TRAN ARB:START SYST:LOCK FUNC:GEN:SEL FUNC:GEN:XY:LEV FUNC:GEN:XY:DATA V1 I1 OP1 OVP1 OPALL VSET1: OUT1
+RCL1 STAT:QUES:INST:ISUM9:COND SOUR9:VOLT SYST:CHAN:MOD POW:PROT
+"""
+PARAMETERS = """
+ON 1 -1 1e99 nan inf abc CH1 CH9 (@1) (@9) (@) (@1:99) ALL MAX 10,2,1 1,10,2,1 N,3 SAS PV TABL " ' ( ÿ
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_noise_never_breaks_an_instrument(name: str) -> None:
+    box, dice = Box(name, ResistiveLoad(10.0)), random.Random(name)
+    headers, parameters = HEADERS.split(), ["", *PARAMETERS.split()]
+    for _ in range(1500):
+        box.clock.now += dice.choice((0.0, 0.001, 0.1))
+        if box.instrument.crashed:
+            box.instrument.power_cycle()
+        units = [dice.choice(headers) + dice.choice(("", "?")) + " " + dice.choice(parameters) for _ in range(2)]
+        box.instrument.execute(";".join(units[: dice.choice((1, 2))]))
+        box.instrument.tick()
+    box.instrument.power_cycle()
+    box.wait(0.1)
+    assert box.type("*IDN?") == MODELS[name].identity
+    assert not box.channel().output_on
 
 
 def board(watts: float = 6.0) -> RecordedLoad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from hil.virtual.supply.instrument import Instrument
 from hil.virtual.supply.language import Handler, Request, Row, ScpiFault, boolean, query_only, real, set_only
@@ -12,12 +12,6 @@ from hil.virtual.supply.physics import Channel
 
 Pick = Callable[[Request], Sequence[Channel]]
 Show = Callable[[float], str]
-
-
-class Changed(Protocol):
-    """Called after a setting of a channel was changed by a command."""
-
-    def __call__(self, channel: Channel) -> None: ...
 
 
 def fixed(decimals: int) -> Show:
@@ -132,7 +126,6 @@ class Handlers:
         decimals: int,
         *,
         low: float = 0.0,
-        changed: Changed | None = None,
     ) -> Handler:
         """A number of a channel: set within its range on its grid, or read back (`MIN`, `MAX` ask for the range).
 
@@ -152,17 +145,15 @@ class Handlers:
             wanted = [real(request.arguments, low, getattr(c.model, top)) for c in channels]
             for channel, value in zip(channels, wanted, strict=True):
                 write(channel, round(value, decimals))
-                if changed is not None:
-                    changed(channel)
             return None
 
         return handle
 
-    def voltage(self, changed: Changed | None = None) -> Handler:
-        return self.level("voltage_set_v", "max_v", self.volts, self.box.model.decimals_v, changed=changed)
+    def voltage(self) -> Handler:
+        return self.level("voltage_set_v", "max_v", self.volts, self.box.model.decimals_v)
 
-    def current(self, changed: Changed | None = None) -> Handler:
-        return self.level("current_limit_a", "max_a", self.amperes, self.box.model.decimals_a, changed=changed)
+    def current(self) -> Handler:
+        return self.level("current_limit_a", "max_a", self.amperes, self.box.model.decimals_a)
 
     def ovp_level(self) -> Handler:
         places = self.box.model.decimals_v

@@ -33,7 +33,7 @@ Row = tuple[str, Handler]
 
 
 class Interpreter:
-    """Runs program messages against a table. `before` and `after` let time pass around each unit; `fail` queues."""
+    """Runs program messages against a table. `tick` lets time pass around each unit; `fail` queues an error."""
 
     def __init__(
         self,

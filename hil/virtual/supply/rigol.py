@@ -187,15 +187,20 @@ class Rigol:
         box.sequences[number] = Sequence(steps, box.clock(), timer.cycles, last)
         return None
 
+    def _timer_of(self, request: Request) -> _Timer:
+        number = self._number(request)
+        one_channel(self.box, number)
+        return self._timer[number]
+
     def _timer_groups(self, request: Request) -> str | None:
-        timer = self._timer[self._number(request)]
+        timer = self._timer_of(request)
         if request.query:
             return str(timer.groups)
         timer.groups = int(real(request.arguments, 1, TIMER_GROUPS))
         return None
 
     def _timer_cycles(self, request: Request) -> str | None:
-        timer = self._timer[self._number(request)]
+        timer = self._timer_of(request)
         if request.query:
             return f"N,{timer.cycles}" if timer.cycles else "I"
         forever = word(request.arguments[:1], "N", "I") == "I"
@@ -203,7 +208,7 @@ class Rigol:
         return None
 
     def _timer_end(self, request: Request) -> str | None:
-        timer = self._timer[self._number(request)]
+        timer = self._timer_of(request)
         if request.query:
             return "OFF" if timer.ends_off else "LAST"
         timer.ends_off = word(request.arguments, "OFF", "LAST") == "OFF"
@@ -211,7 +216,7 @@ class Rigol:
 
     def _timer_parameter(self, request: Request) -> str | None:
         number, arguments = self._number(request), request.arguments
-        timer, model = self._timer[number], one_channel(self.box, number).model
+        model, timer = one_channel(self.box, number).model, self._timer[number]
         index = int(real(arguments[:1], 0, TIMER_GROUPS - 1))
         if request.query:
             step = timer.steps.get(index, Step(0.0, 0.0, 1.0))

@@ -83,6 +83,8 @@ class Session:
             self._silence.cancel()
         while (end := self._buffer.find(b"?")) >= 0:
             self._take(end + 1)
+        if len(self._buffer) > MAX_MESSAGE_BYTES:
+            self._buffer.clear()
         if self._buffer:
             self._silence = asyncio.get_running_loop().call_later(SILENCE_S, self._take, None)
 
@@ -337,7 +339,7 @@ class VirtualSupply:
                     answer = {"error": str(error)}
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
-        except (ConnectionError, asyncio.CancelledError, asyncio.LimitOverrunError):
+        except (ConnectionError, ValueError):  # gone, or a line without end
             pass
         finally:
             writer.close()
