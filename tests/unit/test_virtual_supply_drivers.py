@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hil.drivers.dialects import dialect
-from hil.drivers.scpi import ScpiSupply
+from hil.drivers.scpi import ScpiSupply, force_off
 from hil.drivers.solar import Curve, leave_array, play_array
 from hil.model import Setpoint
 from hil.virtual.supply import MODELS, Load, RecordedLoad, ResistiveLoad, VirtualSupply, ea
@@ -147,3 +147,22 @@ def test_the_driver_plays_an_array(name: str, tmp_path: Path, monkeypatch: pytes
     # the gaps that an EA asks for would make its table of 4096 points take a minute
     monkeypatch.setattr(ea, "EXECUTION_S", 0.0)
     run(name, load, tmp_path, body, gap=name != "ea-pv")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_dead_man_gets_every_makers_output_off(name: str, tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 3.0),), undervoltage_lockout_v=3.0)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.output(1, True)
+        await asyncio.sleep(0.1)
+        assert load.powered
+        await supply.close()  # the daemon is dead: its connection is gone, its output is on
+        result = await asyncio.to_thread(force_off, supply.address, name, (1,), 0.6, 5.0)
+        assert result.off, result.trouble
+        assert not virtual.instrument.channels[1].output_on
+        assert virtual.instrument.channels[1].terminal_v < 0.6
+        assert not load.powered
+
+    run(name, load, tmp_path, body)
