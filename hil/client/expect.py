@@ -44,12 +44,17 @@ class Pattern:
         except re.error as error:
             raise UsageError(f"pattern {source!r} is not a regular expression: {error}") from None
         least, self.width = _widths(source.encode())
-        if least == 0:
-            raise UsageError(f"pattern {source!r} also matches no text at all", hint="it would be found at once")
         if self.width > MAX_WIDTH:
             raise UsageError(
                 f"pattern {source!r} is unbounded",
                 hint=f"write a bound: .{{0,80}} instead of .*, at most {MAX_WIDTH} bytes in all",
+            )
+        if least == 0:
+            raise UsageError(f"pattern {source!r} also matches no text at all", hint="it would be found at once")
+        if _looks_ahead(source.encode()):
+            raise UsageError(
+                f"pattern {source!r} looks ahead, at bytes that may not have come yet",
+                hint="match them too and take what you want from a group: Match.groups",
             )
 
 
@@ -105,9 +110,14 @@ class Search:
             t_mono=now_s,
         )
 
+    def rest(self, offset: int) -> bytearray:
+        """What it holds from stream offset `offset` on, for the next search."""
+        return self._buffer[max(offset - self._base, 0) :]
+
     def last(self, until: int | None = None) -> str:
         """The newest bytes for a person: indented lines, control characters escaped."""
-        tail = bytes(self._buffer[:until][-QUOTED_BYTES:])
+        end = len(self._buffer) if until is None else min(until, len(self._buffer))
+        tail = bytes(self._buffer[max(end - QUOTED_BYTES, 0) : end])
         if not tail:
             return "    (nothing at all)"
         text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in _text(tail).replace("\r", ""))
@@ -119,6 +129,20 @@ def _widths(source: bytes) -> tuple[int, int]:
     parser: Any = importlib.import_module("re._parser")
     least, greatest = parser.parse(source).getwidth()
     return int(least), int(greatest)
+
+
+def _looks_ahead(source: bytes) -> bool:
+    parser: Any = importlib.import_module("re._parser")
+
+    def within(item: Any) -> bool:
+        if isinstance(item, tuple) and len(item) == 2 and str(item[0]) in ("ASSERT", "ASSERT_NOT"):
+            direction, inner = item[1]
+            return bool(direction > 0) or within(inner)
+        if isinstance(item, (tuple, list, parser.SubPattern)):
+            return any(within(part) for part in item)
+        return False
+
+    return within(parser.parse(source))
 
 
 def _text(data: bytes | bytearray) -> str:

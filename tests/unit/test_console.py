@@ -264,10 +264,31 @@ def test_a_full_disk_ends_the_log_loudly_and_not_the_console(tmp_path: Path) -> 
     run(scenario())
 
 
-@pytest.mark.parametrize("pattern", ["a.*b", "x+", "(", "(a|b)?", "a{5000}"])
-def test_patterns_without_bound_are_refused(pattern: str) -> None:
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("a.*b", r"unbounded.*\.\{0,80\} instead of"),
+        ("x+", "unbounded"),
+        ("(", "not a regular expression"),
+        ("(a|b)?", "no text at all"),
+        ("a{5000}", "unbounded"),
+        ("login(?!:)", "looks ahead"),
+        ("a(b(?=.*c))", "looks ahead"),
+    ],
+)
+def test_patterns_without_bound_are_refused(pattern: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s){why}"):
         Pattern(pattern)
+
+
+def test_a_look_back_is_bounded_and_allowed() -> None:
+    search = Search(Pattern("(?<!last )login: ?"), start=0)
+    search.feed(b"last login: never\r\nvb1 lo")
+    assert search.found(0.0) is None
+    search.feed(b"gin: ")
+    found = search.found(0.0)
+    assert found is not None
+    assert found.offset == 30
 
 
 @given(
