@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from hil.bench.consoles import Console
 from hil.bench.exporter import BoardMetrics, FlightMetrics, LinkMetrics, per_phase
 from hil.bench.journal import utc_text
+from hil.bench.levels import Layers
 from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerloop import Heartbeat, PowerLoop, PowerSample
-from hil.bench.safety import Envelope, Intent, IntentJournal
+from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal
 from hil.drivers.scpi import Supply
 from hil.errors import BenchError, HilError, UsageError
 from hil.inventory.bench import BenchBoard
@@ -32,12 +33,16 @@ FREQUENT = frozenset({"slew_limited", "overrun", "setpoint_lost"})
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A supply channel that feeds the board."""
+    """A supply channel that feeds one input of the board: its limits, what it gets, what stands behind it."""
 
     supply: Supply
     number: int
     intent: Intent
     on_delay_s: float
+    envelope: Envelope
+    nominal: Setpoint
+    layers: Layers = NO_LAYERS
+    main: bool = True
 
 
 class BoardOwner:
@@ -92,11 +97,6 @@ class BoardOwner:
         self._told_s: dict[str, float] = {}
         self._switching = asyncio.Lock()
         self._switched_s = 0.0
-
-    @property
-    def nominal(self) -> Setpoint:
-        """What the board gets without a flight."""
-        return Setpoint(self.type.supply.voltage_nominal_v, self.type.supply.current_max_a)
 
     @property
     def state(self) -> str:
@@ -272,14 +272,15 @@ class BoardOwner:
             self.name if len(self.channels) == 1 else f"{self.name}/{index}",
             channel.supply,
             channel.number,
-            Envelope.of(self.type.supply),
+            channel.envelope,
             self._journal,
             channel.intent,
             self._heartbeat,
-            self.nominal,
+            channel.nominal,
             on_sample=sampled,
             on_event=self._event,
             on_cut=self._cut,
+            layers=channel.layers,
         )
         task = asyncio.get_running_loop().create_task(loop.run(), name=f"power-{self.name}-{index}")
         task.add_done_callback(self._loop_ended)
@@ -296,11 +297,13 @@ class BoardOwner:
     async def _all_on(self, voltage_v: float | None) -> dict[str, Any]:
         await self._start_loops()
         offset = None if self.console is None else self.console.ring.end
-        setpoint = None if voltage_v is None else Setpoint(voltage_v, self.type.supply.current_max_a)
         reading: Reading | None = None
         try:
             for (loop, task), channel in zip(self._loops, self.channels, strict=True):
                 await asyncio.sleep(channel.on_delay_s)
+                # A voltage that is asked for is the main input's; further rails have their own.
+                asked = voltage_v is not None and channel.main
+                setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a) if asked and voltage_v else None
                 powered = await _ask(loop.request_on(setpoint), task)
                 reading = reading or powered.reading
         except BaseException:

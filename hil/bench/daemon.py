@@ -35,15 +35,19 @@ from hil.bench.doctor import examine
 from hil.bench.exporter import BenchMetrics, Exporter, serve_metrics
 from hil.bench.flight import FlightControl
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
+from hil.bench.levels import CutTimes, Layers, SupplyWatchdog
 from hil.bench.player import LinkOwner
 from hil.bench.powerloop import PowerSample
-from hil.bench.safety import InstrumentLock, Intent, IntentJournal, finish_leftovers
+from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, finish_leftovers
 from hil.bench.sockets import bind_unix
+from hil.drivers.dialects import dialect
 from hil.drivers.netem import NetemSsh
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, ExitCode, HilError, SafetyError, UsageError
 from hil.inventory import Bench, load_bench
-from hil.model import Direction, LinkState
+from hil.inventory.bench import PowerWire
+from hil.inventory.board_type import BoardType
+from hil.model import Direction, LinkState, Setpoint
 
 if TYPE_CHECKING:
     from hil.bench.api import ClockBody, FlightBody, LeaseBody
@@ -158,6 +162,10 @@ class Daemon:
             lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"), self._until_all_off
         )
         self._supplies = {name: ScpiSupply(wire.dialect, wire.address) for name, wire in bench.file.supplies.items()}
+        self._watchdogs = {
+            name: SupplyWatchdog(self._supplies[name], wire.watchdog_s) for name, wire in bench.file.supplies.items()
+        }
+        self.cut_times = CutTimes(self.state_dir / "time-to-off.json")
         self._links = {
             name: LinkOwner(name, _link_driver(bench, name), self.state_dir / f"link-{name}.touched")
             for name in bench.file.links
@@ -358,21 +366,7 @@ class Daemon:
                 self.state_dir / "console",
                 on_error=lambda error: self._console_failed(name, error),
             )
-        channels = tuple(
-            Channel(
-                supply=self._supplies[wire.supply],
-                number=wire.channel,
-                intent=Intent(
-                    board=name,
-                    address=self.bench.file.supplies[wire.supply].address,
-                    dialect=self.bench.file.supplies[wire.supply].dialect,
-                    channel=wire.channel,
-                    off_voltage_v=board_type.supply.off_voltage_v,
-                ),
-                on_delay_s=wire.on_delay_s,
-            )
-            for wire in wires.power
-        )
+        channels = tuple(self._make_channel(name, board_type, wire) for wire in wires.power)
         return BoardOwner(
             name,
             wires,
@@ -387,6 +381,21 @@ class Daemon:
             on_failure=self._board_failure,
             # Rises over restarts too: the end of a daemon is a power cut that nobody was left to count.
             first_epoch=int(boot_clock() * 1000),
+        )
+
+    def _make_channel(self, board: str, board_type: BoardType, wire: PowerWire) -> Channel:
+        supply, limits = self.bench.file.supplies[wire.supply], board_type.limits(wire.rail)
+        outlet = wire.outlet or supply.outlet or ""
+        intent = Intent(board, supply.address, supply.dialect, wire.channel, limits.off_voltage_v, outlet)
+        return Channel(
+            supply=self._supplies[wire.supply],
+            number=wire.channel,
+            intent=intent,
+            on_delay_s=wire.on_delay_s,
+            envelope=Envelope.of(limits),
+            nominal=Setpoint(limits.voltage_nominal_v, limits.current_max_a),
+            layers=Layers(outlet, self._watchdogs[wire.supply], supply.accept_level),
+            main=wire.rail is None,
         )
 
     def _flight_of(self, board: BoardOwner) -> FlightControl | None:
@@ -485,7 +494,7 @@ class Daemon:
     async def acquire(self, body: LeaseBody, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """Grant, or wait in line for at most `wait_s`: whoever asked first for a board gets it first."""
         self._busy()
-        wanted = frozenset(body.boards)
+        wanted = frozenset(self._leases.together(body.boards))
         turn = asyncio.Event()
         place = (wanted, turn)
         deadline = time.monotonic() + body.wait_s
@@ -651,6 +660,7 @@ class Daemon:
             self.bench.file.boards,
             boot_id=lease_module.host_boot_id(),
             started=lease_module.process_started,
+            groups=lease_groups(self.bench),
         )
 
     async def _write(self, work: Callable[[], _T]) -> _T:
@@ -682,6 +692,8 @@ class Daemon:
         supply = board.channels[0].supply
         await supply.open()
         facts = {"bench": self.bench.name, "hil_version": hil.__version__, "supply": str(supply.identity)}
+        facts["capability_level"] = str(await board.channels[0].layers.level(supply.capabilities))
+        facts["time_to_off"] = self.cut_times.said(board.name)
         if board.link is not None:
             facts["link_box"] = json.dumps(await board.link.preflight())
         return facts
@@ -694,6 +706,7 @@ class Daemon:
             {name: wire.dialect for name, wire in self.bench.file.supplies.items()},
             self._supplies,
             self._links,
+            self.cut_times,
             deadman_alive=self._heart.alive,
         )
         return {"checks": [asdict(check) for check in checks]}
@@ -830,6 +843,22 @@ def _addresses(bench: Bench) -> list[str]:
     return sorted(
         {wire.address for wire in bench.file.supplies.values()} | {wire.address for wire in bench.file.links.values()}
     )
+
+
+def lease_groups(bench: Bench) -> dict[str, tuple[str, ...]]:
+    """For each board the boards that share a supply with it whose channels are not independent."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for name, wire in bench.file.supplies.items():
+        if not dialect(wire.dialect).lease_group:
+            continue
+        on_it = tuple(
+            board for board, wires in bench.file.boards.items() if any(feed.supply == name for feed in wires.power)
+        )
+        if len(on_it) > 1:
+            # A board on two such supplies ties the boards of both together.
+            joined = tuple(dict.fromkeys(other for board in on_it for other in (*groups.get(board, ()), *on_it)))
+            groups.update(dict.fromkeys(joined, joined))
+    return groups
 
 
 def _link_driver(bench: Bench, name: str) -> NetemSsh:

@@ -3,7 +3,8 @@
 It holds one end of a socket pair and a pidfd of the daemon. While outputs are armed, each source that armed one (a
 board's power loop) must beat within `silence_s`; end-of-file, the daemon's death or silence of any source lead to the
 cut: kill the daemon (a stopped one would hold the instrument's only connection), then open the instrument, switch off
-and verify by measured volts. The other way round it answers every beat, so that the daemon notices a dead-man that
+and verify by measured volts. Where the instrument does not obey within `OUTLET_AFTER_S`, the outlet behind it is cut,
+if it has one. The other way round it answers every beat, so that the daemon notices a dead-man that
 died or hangs, and goes to its safe state.
 
 With nothing armed it never trips. While something is armed it ignores SIGINT, SIGTERM and SIGHUP.
@@ -27,12 +28,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hil.bench.levels import cut_outlet
 from hil.bench.safety import Intent, IntentJournal
 from hil.drivers.scpi import ForcedOff, force_off
 from hil.drivers.transport import parse_any_address
 from hil.errors import BenchError, SafetyError
 
 ROUND_S = 5.0  # one try at an instrument; rounds follow each other
+OUTLET_AFTER_S = 2.0  # how long the instrument may take before the outlet behind it is cut
 # A network that is out for a night must not leave a board on for the next day; after a while it is asked less often.
 # What was reached on this host itself (the virtual bench, a serial bridge) is not behind a network.
 EAGER_S = 60.0
@@ -248,6 +251,15 @@ def _spawn(arguments: dict[str, Any], descriptors: tuple[int, ...]) -> subproces
 
 
 # -------------------------------------------------------------------------------------------------- the process
+@dataclass(frozen=True, slots=True)
+class CutResult:
+    """How the cut of one instrument went: its last round, what outlets said, and whether all is off."""
+
+    forced: ForcedOff
+    outlets: tuple[str, ...]
+    off: bool
+
+
 class _Watchman:
     """The dead-man's own side: plain blocking code, no event loop, nothing that could wait for the daemon."""
 
@@ -352,7 +364,7 @@ class _Watchman:
         groups: dict[tuple[str, str], list[Intent]] = {}
         for output in self._armed:
             groups.setdefault((output.intent.address, output.intent.dialect), []).append(output.intent)
-        results: dict[tuple[str, str], ForcedOff] = {}
+        results: dict[tuple[str, str], CutResult] = {}
         threads = [
             threading.Thread(target=self._cut_instrument, args=(key, intents, started, results))
             for key, intents in groups.items()
@@ -369,18 +381,28 @@ class _Watchman:
         key: tuple[str, str],
         intents: list[Intent],
         started: float,
-        results: dict[tuple[str, str], ForcedOff],
+        results: dict[tuple[str, str], CutResult],
     ) -> None:
         address, dialect_name = key
+        pending, outlets = list(intents), list[str]()
         channels = sorted({intent.channel for intent in intents})
         off_voltage_v = min(intent.off_voltage_v for intent in intents)
         local = parse_any_address(address).local
-        give_up_s, round_s = GIVE_UP_LOCAL_S if local else GIVE_UP_S, ROUND_S
+        give_up_s = GIVE_UP_LOCAL_S if local else GIVE_UP_S
+        round_s = OUTLET_AFTER_S if any(intent.outlet for intent in intents) else ROUND_S
         while True:
-            result = results[key] = force_off(address, dialect_name, channels, off_voltage_v, round_s)
+            result = force_off(address, dialect_name, channels, off_voltage_v, round_s)
+            results[key] = CutResult(result, tuple(outlets), result.off)
             tried_s = time.monotonic() - started
-            if result.off or tried_s > give_up_s or self._done_by_another(intents):
+            if result.off or tried_s > give_up_s or self._done_by_another(pending):
                 break
+            if round_s == OUTLET_AFTER_S:
+                round_s = ROUND_S
+                pending, outlets = self._cut_outlets(pending)
+                results[key] = CutResult(result, tuple(outlets), not pending)
+                if not pending:
+                    break
+                continue
             if tried_s > EAGER_S:
                 time.sleep(PAUSE_S)
                 round_s = 1.0
@@ -390,13 +412,26 @@ class _Watchman:
                 with contextlib.suppress(BenchError):
                     self._journal.closed(intent, result.voltages_v[intent.channel], "dead-man")
 
+    def _cut_outlets(self, intents: list[Intent]) -> tuple[list[Intent], list[str]]:
+        """The instrument did not obey: cut the outlets behind these. Those that may still be on, and what was said."""
+        cuts = {intent.outlet: cut_outlet(intent.outlet) for intent in intents if intent.outlet}
+        left = []
+        for intent in intents:
+            cut = cuts.get(intent.outlet)
+            if cut is None or not cut.off:
+                left.append(intent)
+                continue
+            with contextlib.suppress(BenchError):
+                self._journal.closed(intent, None, f"dead-man: {cut.said}")
+        return left, [cut.said for cut in cuts.values()]
+
     def _done_by_another(self, intents: list[Intent]) -> bool:
         """Whether all were verified off meanwhile: by the bench's next daemon, which may now use them."""
         with contextlib.suppress(BenchError):
             return not {intent.key for intent in intents} & {item.key for item in self._journal.open_intents()}
         return False
 
-    def _report(self, reason: str, started: float, results: dict[tuple[str, str], ForcedOff]) -> None:
+    def _report(self, reason: str, started: float, results: dict[tuple[str, str], CutResult]) -> None:
         if self._log is None:
             return
         lines = [
@@ -406,11 +441,12 @@ class _Watchman:
                     "reason": reason,
                     "address": address,
                     "off": result.off,
-                    "voltages_v": {str(ch): volts for ch, volts in result.voltages_v.items()},
-                    "attempts": result.attempts,
-                    "command_s": round(result.command_s, 4),
+                    "voltages_v": {str(ch): volts for ch, volts in result.forced.voltages_v.items()},
+                    "attempts": result.forced.attempts,
+                    "command_s": round(result.forced.command_s, 4),
                     "elapsed_s": round(time.monotonic() - started, 4),
-                    "trouble": result.trouble,
+                    "trouble": result.forced.trouble,
+                    "outlets": list(result.outlets),
                 }
             )
             for (address, _), result in results.items()

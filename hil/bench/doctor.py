@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hil.bench.board import BoardOwner
+from hil.bench.levels import CutTimes, capability_level, outlet_answer
 from hil.bench.player import LinkOwner
-from hil.bench.safety import capability_level
 from hil.drivers.dialects import dialect
 from hil.drivers.scpi import ScpiSupply
-from hil.errors import HilError
+from hil.errors import HilError, UsageError
 
 TIMEOUT_S = 15.0
+WATCHDOG = "armed while a board is on; anybody who polls this supply feeds it too, and a dashboard that does defeats it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +32,63 @@ async def examine(
     dialects: Mapping[str, str],
     supplies: Mapping[str, ScpiSupply],
     links: Mapping[str, LinkOwner],
+    cut_times: CutTimes,
     *,
     deadman_alive: bool,
 ) -> list[Check]:
     """Ask every fixture. Switches nothing; a fixture that does not answer is a finding, not an exception."""
     groups = await asyncio.gather(
-        *(_supply(name, supply, dialects[name], deadman_alive) for name, supply in supplies.items()),
+        *(_supply(name, supply, dialects[name]) for name, supply in supplies.items()),
         *(_link(name, link) for name, link in links.items()),
     )
-    return [check for group in groups for check in group] + [
-        check for name, board in boards.items() for check in _board(name, board)
-    ]
+    checks = [check for group in groups for check in group]
+    for name, board in boards.items():  # afterwards: what a supply can do is known once it has answered
+        checks += await _channels(name, board, cut_times, deadman_alive)
+        checks += _board(name, board)
+    return checks
 
 
-async def _supply(name: str, supply: ScpiSupply, spoken: str, deadman_alive: bool) -> list[Check]:
+async def _supply(name: str, supply: ScpiSupply, spoken: str) -> list[Check]:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await supply.open()
     except (HilError, TimeoutError) as error:
         return [Check(name, "supply answers", False, str(error) or f"no answer within {TIMEOUT_S:g} s")]
-    level = capability_level(supply.capabilities, deadman=deadman_alive)
     unverified = dialect(spoken).unverified()
-    checks = [
-        Check(name, "supply answers", True, str(supply.identity)),
-        Check(name, "capability level", level.level != "D", "; ".join((level.level, *level.reasons))),
-    ]
+    checks = [Check(name, "supply answers", True, str(supply.identity))]
+    if supply.capabilities.watchdog is not None:
+        checks.append(Check(name, "watchdog", None, WATCHDOG))
+    if dialect(spoken).lease_group:
+        checks.append(Check(name, "channels", None, "not independent: boards on them are leased together"))
     if unverified:
         checks.append(Check(name, "commands not in the manual", None, ", ".join(unverified)))
     return checks
+
+
+async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_alive: bool) -> list[Check]:
+    """The capability level of each of a board's channels, and what a cut was measured to take."""
+    checks = []
+    for channel in board.channels:
+        try:
+            capabilities = channel.supply.capabilities
+        except UsageError:
+            continue  # it does not answer: said already
+        answer = await asyncio.to_thread(outlet_answer, channel.layers.outlet)
+        watchdog = channel.layers.watchdog
+        level = capability_level(
+            capabilities,
+            deadman=deadman_alive,
+            outlet=answer.kind,
+            watchdog_s=None if watchdog is None else watchdog.delay_s,
+        )
+        what = f"channel {channel.number}: level"
+        accepted = level.level <= channel.layers.accept
+        refused = () if accepted else (f"refused: this bench accepts {channel.layers.accept} or better",)
+        checks.append(Check(name, what, accepted, "; ".join((str(level), *refused))))
+        if answer.trouble or answer.on is False:
+            said = answer.trouble or f"outlet {channel.layers.outlet} is off: hil board outlet on {name}"
+            checks.append(Check(name, f"channel {channel.number}: outlet", False, said))
+    return [*checks, Check(name, "time to off", None, cut_times.said(name))]
 
 
 async def _link(name: str, link: LinkOwner) -> list[Check]:

@@ -12,9 +12,10 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from hil.errors import BenchError, UsageError
@@ -65,7 +66,8 @@ class LeaseStore:
     """The leases of one bench. One process owns it (the daemon holds the bench's lock); not for several threads.
 
     `started` gives the kernel's start time of a process or None when it is dead: pid and start time together name a
-    process for good, a pid alone is used again.
+    process for good, a pid alone is used again. `groups` names for a board all those that can only be leased together
+    with it: they hang on one supply whose channels are not independent.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class LeaseStore:
         *,
         boot_id: str,
         started: Callable[[int], int | None],
+        groups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
+        self._groups = groups
         self._boards = frozenset(boards)
         self._boot_id = boot_id
         self._started = started
@@ -105,7 +109,8 @@ class LeaseStore:
         Raises UsageError for an unknown board or a preemption without a reason, BenchError naming the holders when a
         board is taken.
         """
-        wanted = tuple(dict.fromkeys(boards))
+        asked = tuple(dict.fromkeys(boards))
+        wanted = self.together(asked)
         self._check_request(wanted, ttl_s, pid, preempt, reason)
         self.expire(now_s)
         taken = [lease for lease in self.leases() if set(lease.boards) & set(wanted)]
@@ -117,7 +122,8 @@ class LeaseStore:
                     for lease in taken
                     for board in lease.boards
                     if board in wanted
-                ),
+                )
+                + self._why(asked, wanted),
                 hint="wait for it (wait_s, --wait), or take over with --preempt --reason TEXT",
             )
         token = secrets.token_urlsafe(24)
@@ -126,6 +132,18 @@ class LeaseStore:
                 self._end(lease, "preempted")
             lease = self._insert(wanted, token, holder, reason, pid, ttl_s, now_s)
         return lease, token
+
+    def together(self, boards: Iterable[str]) -> tuple[str, ...]:
+        """These boards and all that have to be leased with them."""
+        return tuple(dict.fromkeys(other for board in boards for other in (board, *self._groups.get(board, ()))))
+
+    def _why(self, asked: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+        if len(asked) == len(wanted):
+            return ""
+        return (
+            f" ({', '.join(asked)} can only be leased with {', '.join(b for b in wanted if b not in asked)}: "
+            "they hang on one supply whose channels are not independent)"
+        )
 
     def renew(self, lease_id: str, token: str, now_s: float) -> Lease:
         """Extend by the lease's TTL from now. Raises BenchError when it is over."""

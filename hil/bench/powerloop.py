@@ -21,7 +21,8 @@ from typing import Any, Literal, Protocol
 
 from hil.bench import safety
 from hil.bench.deadman import ArmedOutput
-from hil.bench.safety import Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
+from hil.bench.levels import Layers
+from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
@@ -189,7 +190,7 @@ class PowerLoop:
         on_sample: Callable[[PowerSample], None],
         on_event: OnEvent,
         on_cut: OnCut = lambda why: None,
-        consent: frozenset[str] = frozenset(),
+        layers: Layers = NO_LAYERS,
         tuning: Tuning | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -208,7 +209,7 @@ class PowerLoop:
         self._on_sample = on_sample
         self._on_event = on_event
         self._on_cut = on_cut
-        self._consent = consent
+        self._layers = layers
         self._tuning = tuning or Tuning()
         self._clock = clock
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
@@ -228,6 +229,7 @@ class PowerLoop:
         self._foreign = False
         self._setpoint_late_s = 0.0
         self._energy_j = 0.0
+        self._energy_at_on_j = 0.0
         self._mission_energy_j = 0.0
         self._low_since_mission_s: float | None = None
         self._mission_s: float | None = None  # how far the model has come
@@ -435,7 +437,7 @@ class PowerLoop:
         await self._cut("tripped", f"tripped: {cause}")
 
     async def _watch_envelope(self, reading: Reading) -> None:
-        breach = self._envelope.breach(reading)
+        breach = self._envelope.breach(reading, self._energy_j - self._energy_at_on_j)
         if not breach:
             self._breach_since_s = None
             return
@@ -577,7 +579,13 @@ class PowerLoop:
             setpoint = Setpoint(bus_v, self._flight.current_limit_a)
         on = await self._power_on(setpoint or self._nominal)
         self._tell(
-            "board_on", voltage_v=on.reading.voltage_v, peak_a=on.peak_a, on_mono=on.on_s, waived=list(on.waived)
+            "board_on",
+            voltage_v=on.reading.voltage_v,
+            peak_a=on.peak_a,
+            on_mono=on.on_s,
+            capability_level=on.level.level,
+            reasons=list(on.level.reasons),
+            waived=list(on.waived),
         )
         return on
 
@@ -592,7 +600,7 @@ class PowerLoop:
                 self._journal,
                 self._intent,
                 off_since_s=self._off_verified_s,
-                consent=self._consent,
+                layers=self._layers,
                 armed=self._arm,
                 clock=self._clock,
                 sleep=self._nap,
@@ -607,6 +615,7 @@ class PowerLoop:
                 self._tell("power_on_failed", error=error.message)
             raise
         self.state, self._set = "on", setpoint
+        self._energy_at_on_j = self._energy_j
         self._add_energy(on.energy_j)
         self._forget(on.reading)
         self._low_since_mission_s = None
@@ -635,6 +644,7 @@ class PowerLoop:
             self._intent,
             how=how,
             timeout_s=self._tuning.off_timeout_s,
+            layers=self._layers,
             clock=self._clock,
             sleep=self._nap,
         )

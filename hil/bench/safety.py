@@ -19,13 +19,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from hil.drivers.dialects import Capabilities
+from hil.bench.levels import CapabilityLevel, Layers, cut_outlet
 from hil.drivers.scpi import ForcedOff, InstrumentError, Supply, force_off
 from hil.drivers.transport import endpoint
-from hil.errors import BenchError, SafetyError, UsageError
+from hil.errors import BenchError, SafetyError
 from hil.model import Reading, Setpoint
 
 POLL_S = 0.02
@@ -60,11 +60,26 @@ class LimitsLike(Protocol):
     def on_tolerance_v(self) -> float: ...
     @property
     def on_timeout_s(self) -> float: ...
+    @property
+    def undervoltage_lockout_v(self) -> float: ...
+    @property
+    def brownout_min_v(self) -> float: ...
+    @property
+    def inrush_current_max_a(self) -> float | None: ...
+    @property
+    def inrush_energy_max_j(self) -> float | None: ...
+    @property
+    def energy_max_j(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What a board may be fed. Volts, amperes, watts, seconds; a request outside is refused, never clamped."""
+    """What a board may be fed. Volts, amperes, watts, seconds; a request outside is refused, never clamped.
+
+    `inrush_…` bound the first `inrush_s` after power on, `energy_max_j` what one power-on may deliver in all; None does
+    not bound. `brownout_min_v` is the lowest voltage of a deliberate dip; below `undervoltage_lockout_v` the board is
+    taken to have lost its power.
+    """
 
     voltage_min_v: float
     voltage_max_v: float
@@ -78,6 +93,11 @@ class Envelope:
     off_voltage_v: float = 0.6
     on_tolerance_v: float = 0.3
     on_timeout_s: float = 2.0
+    undervoltage_lockout_v: float = 0.0
+    brownout_min_v: float = 0.0
+    inrush_current_max_a: float | None = None
+    inrush_energy_max_j: float | None = None
+    energy_max_j: float | None = None
 
     @classmethod
     def of(cls, limits: LimitsLike) -> Envelope:
@@ -98,61 +118,44 @@ class Envelope:
                 hint="correct the current limit or the board type; nothing was sent to the supply",
             )
 
-    def breach(self, reading: Reading) -> str:
-        """Why a measurement leaves the envelope, or an empty text. Under-voltage is the mission's to create."""
+    def breach(self, reading: Reading, energy_j: float = 0.0) -> str:
+        """Why a measurement leaves the envelope, or an empty text. Under-voltage is the mission's to create.
+
+        `energy_j` is what the board took since power on.
+        """
         if reading.voltage_v > self.voltage_max_v + self.on_tolerance_v:
             return f"{reading.voltage_v:g} V measured, more than the board's {self.voltage_max_v:g} V"
         if reading.current_a > self.current_max_a * 1.02 + 0.01:
             return f"{reading.current_a:g} A measured, more than the board's {self.current_max_a:g} A"
         if reading.power_w > self.power_max_w * 1.02 + 0.05:
             return f"{reading.power_w:g} W measured, more than the board's {self.power_max_w:g} W"
+        if self.energy_max_j is not None and energy_j > self.energy_max_j:
+            return f"{energy_j:.0f} J since power on, more than the board's {self.energy_max_j:g} J"
         return ""
 
-
-# ------------------------------------------------------------------------------------------------- capability level
-@dataclass(frozen=True, slots=True)
-class CapabilityLevel:
-    """How well a channel is protected when software fails.
-
-    A: the supply's own watchdog cuts. B: a second, independent cut (relay, PDU outlet) behind the dead-man. C: OVP, OCP
-    and the dead-man process. D: something of that is missing. `reasons` say why it is not better.
-    """
-
-    level: Literal["A", "B", "C", "D"]
-    reasons: tuple[str, ...]
-
-
-def capability_level(capabilities: Capabilities, *, deadman: bool = True, outlet: bool = False) -> CapabilityLevel:
-    """The level of a channel of this supply, with a dead-man process and perhaps a switched mains outlet."""
-    missing = tuple(
-        reason
-        for present, reason in (
-            (capabilities.ovp, f"{capabilities.model} has no over-voltage protection over remote"),
-            (capabilities.ocp, f"{capabilities.model} has no over-current protection over remote"),
-            (deadman, "no dead-man process watches the daemon"),
-        )
-        if not present
-    )
-    if missing:
-        return CapabilityLevel("D", missing)
-    no_watchdog = f"{capabilities.model} has no output watchdog: when the host dies, the output stays as it is"
-    if capabilities.watchdog:
-        return CapabilityLevel("A", ())
-    if outlet:
-        return CapabilityLevel("B", (no_watchdog,))
-    return CapabilityLevel("C", (no_watchdog, "no switched outlet or relay as a second cut"))
+    def inrush_breach(self, peak_a: float, energy_j: float) -> str:
+        """Why the inrush leaves its own bounds, or an empty text."""
+        if self.inrush_current_max_a is not None and peak_a > self.inrush_current_max_a * 1.02 + 0.01:
+            return f"an inrush of {peak_a:g} A, more than the board's {self.inrush_current_max_a:g} A"
+        if self.inrush_energy_max_j is not None and energy_j > self.inrush_energy_max_j:
+            return f"an inrush of {energy_j:.2f} J, more than the board's {self.inrush_energy_max_j:g} J"
+        return ""
 
 
 # --------------------------------------------------------------------------------------------------- intent journal
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An output that was or was about to be switched on, with all that is needed to switch it off blindly."""
+    """An output that was or was about to be switched on, with all that is needed to switch it off blindly.
+
+    `outlet` is the address of a switched outlet or relay behind it, for when the supply does not obey.
+    """
 
     board: str
     address: str
     dialect: str
     channel: int
     off_voltage_v: float
+    outlet: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -188,8 +191,8 @@ class IntentJournal:
         with self._lock:
             for entry in self._new_entries():
                 try:
-                    intent = Intent(**{name: entry[name] for name in Intent.__dataclass_fields__})
-                except KeyError:
+                    intent = Intent(**{name: entry[name] for name in Intent.__dataclass_fields__ if name in entry})
+                except TypeError:
                     continue
                 self._live.pop(intent.key, None)
                 if entry.get("op") == "on":
@@ -240,24 +243,32 @@ class IntentJournal:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """An output that a dead run left behind, and what became of it."""
+    """An output that a dead run left behind, and what became of it. `outlet` says what the outlet did, if asked."""
 
     intent: Intent
     result: ForcedOff
+    outlet: str = ""
 
 
 def finish_leftovers(journal: IntentJournal, *, deadline_s: float = 5.0) -> tuple[Leftover, ...]:
     """Switch off what a dead run left on, before anything else. Blocking: call it from a thread.
 
-    All are tried; then SafetyError names those that could not be verified off. The caller holds the bench's lock.
+    All are tried; where the supply does not obey, its outlet is cut. Then SafetyError names those that could not be
+    verified off. The caller holds the bench's lock.
     """
     done: list[Leftover] = []
+    stuck: list[Leftover] = []
     for intent in journal.open_intents():
         result = force_off(intent.address, intent.dialect, (intent.channel,), intent.off_voltage_v, deadline_s)
+        item = Leftover(intent, result)
         if result.off:
             journal.closed(intent, result.voltages_v[intent.channel], "leftover of a dead run")
-        done.append(Leftover(intent, result))
-    stuck = [item for item in done if not item.result.off]
+        elif intent.outlet and (cut := cut_outlet(intent.outlet)).off:
+            journal.closed(intent, None, f"leftover of a dead run: {cut.said}")
+            item = Leftover(intent, result, cut.said)
+        else:
+            stuck.append(item)
+        done.append(item)
     if stuck:
         names = "; ".join(
             f"{item.intent.board}: channel {item.intent.channel} of {item.intent.address} ({item.result.trouble})"
@@ -317,7 +328,8 @@ def _endpoint(address: str) -> str:
 class PoweredOn:
     """A finished start sequence: monotonic times of output on and of voltage in tolerance, and the last reading.
 
-    `peak_a` and `energy_j` (trapezoid over the samples) cover the inrush window.
+    `peak_a` and `energy_j` (trapezoid over the samples) cover the inrush window. `waived` are protections that the
+    supply lacks and the lab did without.
     """
 
     on_s: float
@@ -325,6 +337,7 @@ class PoweredOn:
     reading: Reading
     peak_a: float
     energy_j: float
+    level: CapabilityLevel
     waived: tuple[str, ...] = ()
 
 
@@ -338,6 +351,7 @@ class PoweredOff:
 
 
 Step = Callable[[str], None]
+NO_LAYERS = Layers()
 
 
 def _silent(step: str) -> None:
@@ -353,7 +367,7 @@ async def power_on(
     intent: Intent,
     *,
     off_since_s: float | None = None,
-    consent: frozenset[str] = frozenset(),
+    layers: Layers = NO_LAYERS,
     armed: Callable[[], Awaitable[None]] | None = None,
     on_step: Step = _silent,
     clock: Callable[[], float] = time.monotonic,
@@ -361,14 +375,16 @@ async def power_on(
 ) -> PoweredOn:
     """The start sequence. Every step must succeed; any failure after the intent ends with the output off.
 
-    `off_since_s`: when the output was last verified off; None waits the whole off dwell from now. `consent` may hold
-    `no-ovp` and `no-ocp` for supplies without that protection. `armed` is awaited before the output goes on: there the
-    dead-man learns of it. Raises SafetyError, BenchError or UsageError; the message says what was measured.
+    `off_since_s`: when the output was last verified off; None waits the whole off dwell from now. `layers` say what
+    level of protection is accepted, and hold the supply's watchdog, which is armed and read back before the output
+    goes on. `armed` is awaited before that too: there the dead-man learns of it. Raises SafetyError, BenchError or
+    UsageError; the message says what was measured.
     """
     envelope.check(setpoint)
     on_step("identify")
     await supply.open()
-    waived = _waivers(supply.capabilities, consent)
+    can = supply.capabilities
+    level = await layers.level(can)
     if await supply.output_state(channel) and intent.key not in {item.key for item in journal.open_intents()}:
         raise SafetyError(
             f"channel {channel} of {intent.address} is on, and this bench did not switch it on",
@@ -384,8 +400,8 @@ async def power_on(
     on_step("protect")
     await supply.program_protection(
         channel,
-        None if "no-ovp" in waived else envelope.overvoltage_protection_v,
-        None if "no-ocp" in waived else envelope.overcurrent_protection_a,
+        envelope.overvoltage_protection_v if can.ovp else None,
+        envelope.overcurrent_protection_a if can.ocp else None,
     )
     on_step("program")
     await supply.program(channel, setpoint)
@@ -398,6 +414,8 @@ async def power_on(
     try:
         if armed is not None:
             await armed()
+        if layers.watchdog is not None and await layers.watchdog.hold(intent.key):
+            on_step("watchdog")
         on_step("on")
         applied = await supply.output(channel, True)
         reading, peak, energy = await _settle(supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep)
@@ -405,7 +423,9 @@ async def power_on(
         on_step("abort")
         # Shielded: a Ctrl-C during the start must not leave the output on.
         cut = asyncio.ensure_future(
-            power_off(supply, channel, envelope, journal, intent, how="start failed", clock=clock, sleep=sleep)
+            power_off(
+                supply, channel, envelope, journal, intent, how="start failed", layers=layers, clock=clock, sleep=sleep
+            )
         )
         try:
             await _shielded(cut)
@@ -413,7 +433,8 @@ async def power_on(
             failure.add_note(f"and switching off failed too: {second}")
         raise
     on_step("settled")
-    return PoweredOn(applied.acknowledged_s, reading.time_s, reading, peak, energy, tuple(sorted(waived)))
+    waived = tuple(name for has, name in ((can.ocp, "no-ocp"), (can.ovp, "no-ovp")) if not has)
+    return PoweredOn(applied.acknowledged_s, reading.time_s, reading, peak, energy, level, waived)
 
 
 async def power_off(
@@ -425,12 +446,14 @@ async def power_off(
     *,
     how: str = "switched off",
     timeout_s: float = 5.0,
+    layers: Layers = NO_LAYERS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> PoweredOff:
     """Output off, proved by measured volts, then the intent is closed. Retries broken dialogues until `timeout_s`.
 
-    SafetyError when it cannot be proved; the intent then stays open for the dead-man and the next start.
+    SafetyError when it cannot be proved. Its outlet, if it has one, was then cut; unless that says off, the intent
+    stays open for the dead-man and the next start.
     """
     end = clock() + timeout_s
     off_s, trouble = math.nan, ""
@@ -447,14 +470,27 @@ async def power_off(
         except (InstrumentError, SafetyError) as error:
             trouble, off_s = error.message, math.nan
         if clock() >= end:
+            said = await _cut_outlet(journal, intent)
             raise SafetyError(
-                f"{intent.board}: channel {channel} of {intent.address} is not verified off: {trouble}",
+                f"{intent.board}: channel {channel} of {intent.address} is not verified off: {trouble}{said}",
                 hint="switch the supply off by hand; the next start of the bench tries again first",
             )
         await sleep(POLL_S)
     verified = clock()
     await asyncio.to_thread(journal.closed, intent, reading.voltage_v, how)
+    if layers.watchdog is not None:
+        await layers.watchdog.release(intent.key)
     return PoweredOff(off_s, verified, reading)
+
+
+async def _cut_outlet(journal: IntentJournal, intent: Intent) -> str:
+    """The last resort, if there is one: the outlet behind the supply. What to add to the message."""
+    if not intent.outlet:
+        return ""
+    cut = await asyncio.to_thread(cut_outlet, intent.outlet)
+    if cut.off:
+        await asyncio.to_thread(journal.closed, intent, None, cut.said)
+    return f"; {cut.said}"
 
 
 async def _shielded(task: asyncio.Future[PoweredOff]) -> None:
@@ -463,21 +499,6 @@ async def _shielded(task: asyncio.Future[PoweredOff]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((task,))
     task.result()
-
-
-def _waivers(capabilities: Capabilities, consent: frozenset[str]) -> frozenset[str]:
-    """Protections this supply lacks; SafetyError unless the lab consented to each."""
-    lacking = frozenset(
-        name for present, name in ((capabilities.ovp, "no-ovp"), (capabilities.ocp, "no-ocp")) if not present
-    )
-    if unknown := consent - {"no-ovp", "no-ocp"}:
-        raise UsageError(f"unknown consent {', '.join(sorted(unknown))}", hint="known: no-ovp, no-ocp")
-    if refused := lacking - consent:
-        raise SafetyError(
-            f"{capabilities.model} lacks a protection: {', '.join(sorted(refused))}",
-            hint="use a supply that has it, or consent to the lower capability level in the bench file",
-        )
-    return lacking
 
 
 async def _wait_discharged(
@@ -525,6 +546,8 @@ async def _settle(
             )
         if reading.voltage_v > envelope.voltage_max_v + envelope.on_tolerance_v:
             raise SafetyError(f"{reading.voltage_v:g} V measured instead of {setpoint.voltage_v:g} V")
+        if inrush := envelope.inrush_breach(peak, energy) if clock() - on_s <= envelope.inrush_s else "":
+            raise SafetyError(inrush, hint="check the board for damage, then the board type's bounds for its inrush")
         elapsed = clock() - on_s
         in_tolerance = abs(reading.voltage_v - setpoint.voltage_v) <= envelope.on_tolerance_v
         if elapsed >= envelope.inrush_s and in_tolerance and not envelope.breach(reading):

@@ -27,6 +27,10 @@ class SupplyLimits(Strict):
     off_voltage_v: float = Field(default=0.6, gt=0)
     on_tolerance_v: float = Field(default=0.3, gt=0)
     on_timeout_s: float = Field(default=2.0, gt=0)
+    inrush_current_max_a: float | None = Field(default=None, gt=0, description="highest current within `inrush_s`")
+    inrush_energy_max_j: float | None = Field(default=None, gt=0, description="energy taken within `inrush_s`")
+    energy_max_j: float | None = Field(default=None, gt=0, description="what one power-on may deliver in all")
+    brownout_min_v: float = Field(default=0.0, ge=0, description="lowest voltage of a deliberate dip")
 
     @model_validator(mode="after")
     def _ordered(self) -> SupplyLimits:
@@ -77,11 +81,18 @@ class BoardType(Strict):
     features: tuple[str, ...] = ()
     hardware: str = Field(description="'virtual' or how far this file was tried on hardware")
     supply: SupplyLimits
+    rails: dict[str, SupplyLimits] = Field(
+        default_factory=dict, description="envelopes of further inputs that have a channel of their own"
+    )
     boot: Boot = Boot()
     power: PowerFigures
     modelled_power: ModelledPower | None = None
     runtime_python: str = "/usr/bin/python3"
     onboard_dir: str = "/var/lib/hil"
+
+    def limits(self, rail: str | None) -> SupplyLimits:
+        """The envelope of one of the board's inputs; `None` is its main one."""
+        return self.supply if rail is None else self.rails[rail]
 
 
 def load_board_type(path: Path) -> BoardType:

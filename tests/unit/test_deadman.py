@@ -24,9 +24,8 @@ from pathlib import Path
 import pytest
 from host import Host
 
-from hil.bench.deadman import ROUND_S, ArmedOutput, Deadman, _Watchman
+from hil.bench.deadman import ROUND_S, ArmedOutput, CutResult, Deadman, _Watchman
 from hil.bench.safety import Intent, IntentJournal
-from hil.drivers.scpi import ForcedOff
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,7 +241,7 @@ def test_it_stops_trying_when_the_next_daemon_has_switched_off(tmp_path: Path) -
         journal.opened(intent)
         watchman = object.__new__(_Watchman)
         watchman._journal = journal
-        results: dict[tuple[str, str], ForcedOff] = {}
+        results: dict[tuple[str, str], CutResult] = {}
         cut = threading.Thread(
             target=watchman._cut_instrument,
             args=((intent.address, intent.dialect), [intent], time.monotonic(), results),

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from hil.bench import safety
+from hil.bench.levels import Layers
 from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, PoweredOff, PoweredOn
-from hil.drivers.dialects import RIGOL_DP800
 from hil.drivers.scpi import ScpiSupply
-from hil.errors import BenchError, SafetyError, UsageError
+from hil.errors import BenchError, SafetyError
 from hil.model import Reading, Setpoint
 from hil.virtual.supply import Fault, Load, RecordedLoad, ResistiveLoad, VirtualSupply
 
@@ -46,9 +46,12 @@ class Rig:
     intent: Intent
     steps: list[str] = dataclasses.field(default_factory=list)
 
-    async def on(self, setpoint: Setpoint = SETPOINT, envelope: Envelope = ENVELOPE) -> PoweredOn:
+    async def on(
+        self, setpoint: Setpoint = SETPOINT, envelope: Envelope = ENVELOPE, layers: Layers = safety.NO_LAYERS
+    ) -> PoweredOn:
+        self.steps.clear()
         return await safety.power_on(
-            self.supply, 1, envelope, setpoint, self.journal, self.intent, on_step=self.steps.append
+            self.supply, 1, envelope, setpoint, self.journal, self.intent, layers=layers, on_step=self.steps.append
         )
 
     async def off(self, timeout_s: float = 2.0) -> PoweredOff:
@@ -276,13 +279,39 @@ def test_a_disk_that_refuses_the_intent_keeps_the_output_off(tmp_path: Path, mon
     rig(tmp_path, steps)
 
 
-def test_a_supply_without_ovp_needs_consent() -> None:
-    weak = dataclasses.replace(RIGOL_DP800.models[0][1], ovp=False)
-    with pytest.raises(SafetyError, match="no-ovp"):
-        safety._waivers(weak, frozenset())
-    assert safety._waivers(weak, frozenset({"no-ovp"})) == {"no-ovp"}
-    with pytest.raises(UsageError):
-        safety._waivers(weak, frozenset({"no-limits"}))
+@pytest.mark.parametrize(("ovp", "ocp"), [(False, True), (True, False), (False, False)])
+def test_a_supply_without_a_protection_needs_consent(tmp_path: Path, ovp: bool, ocp: bool) -> None:
+    async def steps(rig: Rig) -> None:
+        await rig.supply.open()
+        rig.supply._capabilities = dataclasses.replace(rig.supply.capabilities, ovp=ovp, ocp=ocp)
+        with pytest.raises(SafetyError, match=r"level D and this bench accepts C or better: DP832") as caught:
+            await rig.on()
+        assert "accept_level: D" in caught.value.hint
+        assert rig.steps == ["identify"]
+        done = await rig.on(layers=Layers(accept="D"))
+        assert done.level.level == "D"
+        assert done.waived == tuple(n for n, has in (("no-ocp", ocp), ("no-ovp", ovp)) if not has)
+        channel = rig.virtual.instrument.channels[1]
+        assert (channel.ovp.enabled, channel.ocp.enabled) == (ovp, ocp)
+        await rig.off()
+
+    rig(tmp_path, steps)
+
+
+def test_the_inrush_has_bounds_of_its_own(tmp_path: Path) -> None:
+    async def steps(rig: Rig) -> None:
+        bounded = dataclasses.replace(ENVELOPE, inrush_s=0.1)
+        await rig.on(envelope=dataclasses.replace(bounded, inrush_current_max_a=1.2, inrush_energy_max_j=10.0))
+        await rig.off()
+        with pytest.raises(SafetyError, match=r"an inrush of .* A, more than the board's 0.5 A"):
+            await rig.on(envelope=dataclasses.replace(bounded, inrush_current_max_a=0.5))
+        assert not rig.is_on
+        with pytest.raises(SafetyError, match=r"an inrush of .* J, more than the board's 0.3 J"):
+            await rig.on(envelope=dataclasses.replace(bounded, inrush_energy_max_j=0.3))
+        assert not rig.is_on
+        assert rig.journal.open_intents() == ()
+
+    rig(tmp_path, steps, RecordedLoad(((0.0, 12.0),)))
 
 
 # ----------------------------------------------------------------------------------------------------------- values
@@ -294,17 +323,9 @@ def test_breach_names_the_quantity() -> None:
     assert "19.5 V" in ENVELOPE.breach(reading(19.5, 0.1))
     assert "2.6 A" in ENVELOPE.breach(reading(10.0, 2.6))
     assert "W measured" in ENVELOPE.breach(reading(18.0, 2.0))
-
-
-def test_capability_levels_say_why() -> None:
-    good = RIGOL_DP800.models[0][1]
-    assert safety.capability_level(dataclasses.replace(good, watchdog=True)).level == "A"
-    assert safety.capability_level(good, outlet=True).level == "B"
-    plain = safety.capability_level(good)
-    assert (plain.level, len(plain.reasons)) == ("C", 2)
-    bare = safety.capability_level(dataclasses.replace(good, ovp=False), deadman=False)
-    assert bare.level == "D"
-    assert any("over-voltage" in reason for reason in bare.reasons)
+    bounded = dataclasses.replace(ENVELOPE, energy_max_j=100.0)
+    assert bounded.breach(reading(15.0, 1.0), 99.0) == ""
+    assert bounded.breach(reading(15.0, 1.0), 101.0) == "101 J since power on, more than the board's 100 J"
 
 
 # ---------------------------------------------------------------------------------------------------------- journal
