@@ -40,6 +40,8 @@ class LinkState:
 
     `delay_s` one-way; `rate_bps` bits per second, 0 = not limited; `loss` the share of packets lost at random (0..1).
     An outage is 100 % loss, not a link that is down: senders notice nothing but silence, as in orbit.
+    `queue_packets` may wait for the rate, 0 = a quarter of a second of them. Packets keep their order, whatever the
+    jitter and however far the delay falls, unless `reorder`.
     """
 
     delay_s: float = 0.0
@@ -49,9 +51,11 @@ class LinkState:
     duplicate: float = 0.0
     corrupt: float = 0.0
     outage: bool = False
+    queue_packets: int = 0
+    reorder: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("delay_s", "jitter_s", "rate_bps"):
+        for name in ("delay_s", "jitter_s", "rate_bps", "queue_packets"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"LinkState.{name} must be finite and >= 0, got {value!r}")

@@ -56,6 +56,8 @@ class LinkStateBody(Body):
     duplicate: float = 0.0
     corrupt: float = 0.0
     outage: bool = False
+    queue_packets: int = 0
+    reorder: bool = False
 
     def value(self) -> LinkState:
         try:

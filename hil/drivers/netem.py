@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import shlex
 import socket
@@ -20,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from hil.errors import BenchError
+from hil.drivers.link import LinkCounters, queue_limit
+from hil.errors import BenchError, UsageError
 from hil.model import Applied, Direction, LinkState
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ _T = TypeVar("_T")
 HANDLE = "1a5:"
 """Handle of the qdiscs that hil makes. The same handle at each change keeps the packets that are under way."""
 
-_FRAME_BYTES = 1514  # what netem counts for a full packet: 1500 and the Ethernet header
-_UNSHAPED_LIMIT = 10_000  # packets; 100 Mbit/s of full frames for 1.2 s
-_MIN_BUFFER, _BUFFER_S = 256, 0.25  # the bottleneck's own buffer: holds one 256 KiB socket buffer, or a quarter second
+ORDERED_BPS = 100_000_000_000
+"""Stands for "not limited" where packets must keep their order: a full frame takes it 0.12 us."""
+
 # Leaving `corrupt` out would keep the old value, and some versions of tc refuse "0%": this rounds to 0 in the kernel.
 _NO_PERCENT = "0.000000001%"
 
@@ -43,25 +43,13 @@ _NO_PERCENT = "0.000000001%"
 
 
 @dataclass(frozen=True, slots=True)
-class QdiscCounters:
-    """What a port's root qdisc has done since it was made. `dropped` holds emulated loss and overflow alike."""
-
-    sent_bytes: int
-    sent_packets: int
-    dropped: int
-    overlimits: int
-    backlog_bytes: int
-    backlog_packets: int
-
-
-@dataclass(frozen=True, slots=True)
 class Qdisc:
     """One root qdisc as `tc -s -j qdisc show` lists it. Handle "0:" is the kernel's own default."""
 
     kind: str
     handle: str
     options: Mapping[str, Any]
-    counters: QdiscCounters
+    counters: LinkCounters
 
     @property
     def ours(self) -> bool:
@@ -73,16 +61,19 @@ class Qdisc:
         return not self.ours and self.handle != "0:"
 
 
-def queue_limit(state: LinkState) -> int:
-    """Packets the emulator must hold: those in flight (rate x delay) and the bottleneck's buffer.
+def wire_rate_bps(state: LinkState) -> int:
+    """The rate that netem is given for `state`: netem keeps the order of packets exactly where a rate is set.
 
-    netem counts delayed packets against its limit, so a limit that ignores the delay drops packets nobody asked it to.
+    Raises UsageError for what netem cannot do.
     """
     if state.rate_bps == 0:
-        return _UNSHAPED_LIMIT
-    frames_per_s = state.rate_bps / (8 * _FRAME_BYTES)
-    in_flight = math.ceil(frames_per_s * (state.delay_s + state.jitter_s))
-    return in_flight + max(_MIN_BUFFER, math.ceil(frames_per_s * _BUFFER_S))
+        return 0 if state.reorder else ORDERED_BPS
+    if state.reorder:
+        raise UsageError(
+            "netem keeps packets in order where a rate is set: `reorder` cannot be had with it",
+            hint="leave the rate away, or use a user-space link",
+        )
+    return max(8, round(state.rate_bps))  # below one byte a second tc would send 0, which means "not limited"
 
 
 def tc_line(interface: str, state: LinkState, limit: int) -> str:
@@ -101,8 +92,7 @@ def tc_line(interface: str, state: LinkState, limit: int) -> str:
         if share > 0:
             words.append(f"{name} {_percent(share)}")
     words.append(f"corrupt {_percent(state.corrupt) if state.corrupt > 0 else _NO_PERCENT}")
-    # Below one byte a second tc would send 0, which means "not limited".
-    words.append(f"rate {max(8, round(state.rate_bps)) if state.rate_bps else 0}bit")
+    words.append(f"rate {wire_rate_bps(state)}bit")
     return " ".join(words)
 
 
@@ -120,7 +110,7 @@ def parse_qdiscs(text: str) -> dict[str, Qdisc]:
     for item in json.loads(text):
         if not item.get("root"):
             continue
-        counters = QdiscCounters(
+        counters = LinkCounters(
             sent_bytes=item.get("bytes", 0),
             sent_packets=item.get("packets", 0),
             dropped=item.get("drops", 0),
@@ -133,17 +123,22 @@ def parse_qdiscs(text: str) -> dict[str, Qdisc]:
 
 
 def netem_state(options: Mapping[str, Any]) -> tuple[LinkState, int]:
-    """The LinkState and the limit that a netem qdisc has, from its JSON options. 100 % loss reads as an outage."""
+    """The LinkState (but for its queue) and the limit that a netem qdisc has, from its JSON options.
+
+    100 % loss reads as an outage.
+    """
     delay = options.get("delay", {})
     loss = float(options.get("loss-random", {}).get("loss", 0.0))
+    rate_bps = 8.0 * options.get("rate", {}).get("rate", 0)
     state = LinkState(
         delay_s=float(delay.get("delay", 0.0)),
         jitter_s=float(delay.get("jitter", 0.0)),
         loss=0.0 if loss == 1.0 else loss,
-        rate_bps=8.0 * options.get("rate", {}).get("rate", 0),
+        rate_bps=0.0 if rate_bps == ORDERED_BPS else rate_bps,
         duplicate=float(options.get("duplicate", {}).get("duplicate", 0.0)),
         corrupt=float(options.get("corrupt", {}).get("corrupt", 0.0)),
         outage=loss == 1.0,
+        reorder=rate_bps == 0,
     )
     return state, int(options.get("limit", 0))
 
@@ -157,15 +152,16 @@ def difference(asked: LinkState, limit: int, qdisc: Qdisc | None) -> str:
     got, got_limit = netem_state(qdisc.options)
     wrong = []
     # tc's ticks are 64 ns and it prints whole microseconds with six significant digits.
-    for name, step in (("delay_s", 2e-6), ("jitter_s", 2e-6), ("rate_bps", 8.0)):
-        want, have = getattr(asked, name), getattr(got, name)
-        if name == "rate_bps" and want:
-            want = max(8.0, want)
+    rates = float(wire_rate_bps(asked)), 8.0 * qdisc.options.get("rate", {}).get("rate", 0)
+    for name, want, have, step in (
+        ("delay_s", asked.delay_s, got.delay_s, 2e-6),
+        ("jitter_s", asked.jitter_s, got.jitter_s, 2e-6),
+        ("rate_bps", *rates, 8.0),
+        ("effective_loss", asked.effective_loss, got.effective_loss, 1e-9),
+        ("duplicate", asked.duplicate, got.duplicate, 1e-9),
+        ("corrupt", asked.corrupt, got.corrupt, 1e-9),
+    ):
         if abs(want - have) > step + 1e-5 * want:
-            wrong.append(f"{name} {have:g} instead of {want:g}")
-    for name in ("effective_loss", "duplicate", "corrupt"):
-        want, have = getattr(asked, name), getattr(got, name)
-        if abs(want - have) > 1e-9 + 1e-5 * want:
             wrong.append(f"{name} {have:g} instead of {want:g}")
     if got_limit != limit:
         wrong.append(f"limit {got_limit} instead of {limit}")
@@ -362,9 +358,9 @@ class NetemSsh:
         """What each direction has now; None where hil has not shaped it."""
         return {d: netem_state(q.options)[0] if q and q.ours else None for d, q in self._qdiscs().items()}
 
-    def counters(self) -> dict[Direction, QdiscCounters]:
+    def counters(self) -> dict[Direction, LinkCounters]:
         """Counters of each direction's root qdisc; they restart at 0 when the box does or the link is cleared."""
-        nothing = QdiscCounters(0, 0, 0, 0, 0, 0)
+        nothing = LinkCounters(0, 0, 0, 0, 0, 0)
         return {direction: qdisc.counters if qdisc else nothing for direction, qdisc in self._qdiscs().items()}
 
     def clear(self) -> list[str]:

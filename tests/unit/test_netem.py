@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hil.drivers import netem
-from hil.drivers.netem import HANDLE, Lost, NetemSsh, parse_qdiscs, queue_limit, tc_line
-from hil.errors import BenchError
+from hil.drivers.link import LinkCounters, queue_limit
+from hil.drivers.netem import HANDLE, Lost, NetemSsh, parse_qdiscs, tc_line
+from hil.errors import BenchError, UsageError
 from hil.model import LinkState
 
 DEFAULT = {"kind": "fq_codel", "handle": "0:", "root": True, "options": {"limit": 10240}, "bytes": 42, "packets": 1}
@@ -146,7 +147,12 @@ def driver(box: Box, clock: Callable[[], float] = time.monotonic) -> NetemSsh:
     [
         (
             LinkState(),
-            "qdisc replace dev eth0 root handle 1a5: netem limit 10 delay 0us corrupt 0.000000001% rate 0bit",
+            "qdisc replace dev eth0 root handle 1a5: netem limit 10 delay 0us corrupt 0.000000001% "
+            "rate 100000000000bit",
+        ),
+        (
+            LinkState(jitter_s=0.001, reorder=True),
+            "qdisc replace dev eth0 root handle 1a5: netem limit 10 delay 1us 1000us corrupt 0.000000001% rate 0bit",
         ),
         (
             LinkState(delay_s=0.005050250, rate_bps=300e3),
@@ -173,6 +179,11 @@ def test_batch_lines(state: LinkState, line: str) -> None:
     assert tc_line("eth0", state, 10) == line
 
 
+def test_reordering_where_netem_keeps_the_order_is_refused() -> None:
+    with pytest.raises(UsageError, match="in order"):
+        tc_line("eth0", LinkState(rate_bps=1e6, reorder=True), 10)
+
+
 def test_an_interface_name_cannot_smuggle_words_into_the_batch() -> None:
     for name in ("eth0 root", "eth0\nqdisc", "", "-force", "a" * 16):
         with pytest.raises(ValueError, match="interface"):
@@ -186,6 +197,7 @@ def test_queue_holds_what_is_in_flight_and_the_bottleneck_buffer() -> None:
     frames_per_s = 18e6 / (8 * 1514)
     in_flight, buffer = math.ceil(0.2 * frames_per_s), math.ceil(0.25 * frames_per_s)
     assert queue_limit(LinkState(delay_s=0.1, jitter_s=0.1, rate_bps=18e6)) == in_flight + buffer
+    assert queue_limit(LinkState(delay_s=0.1, jitter_s=0.1, rate_bps=18e6, queue_packets=7)) == in_flight + 7
 
 
 shares = st.floats(0, 1).map(lambda value: round(value, 6))
@@ -198,6 +210,7 @@ states = st.builds(
     duplicate=shares,
     corrupt=shares,
     outage=st.booleans(),
+    queue_packets=st.integers(0, 5000),
 )
 
 
@@ -218,7 +231,7 @@ def test_what_the_kernel_made_of_a_line_reads_back_as_the_state(state: LinkState
     [
         ({"delay_s": 0.0102}, "delay_s 0.01 instead of 0.0102"),
         ({"rate_bps": 2.1e6}, "rate_bps 2e+06 instead of 2.1e+06"),
-        ({"rate_bps": 0.0}, "rate_bps 2e+06 instead of 0"),
+        ({"rate_bps": 0.0}, "rate_bps 2e+06 instead of 1e+11"),
         ({"loss": 0.051}, "effective_loss 0.05 instead of 0.051"),
         ({"outage": True}, "effective_loss 0.05 instead of 1"),
         ({"duplicate": 0.01}, "duplicate 0 instead of 0.01"),
@@ -255,7 +268,7 @@ def test_parse_of_a_recorded_answer() -> None:
         LinkState(delay_s=0.005049, jitter_s=9.9e-05, loss=0.0525, rate_bps=2e6, duplicate=0.005),
         1000,
     )
-    assert qdisc.counters == netem.QdiscCounters(1514, 2, 3, 0, 66, 1)
+    assert qdisc.counters == LinkCounters(1514, 2, 3, 0, 66, 1)
 
 
 def test_offloads_by_port() -> None:
@@ -275,7 +288,8 @@ def test_exact_dialogue_of_one_change_of_both_directions(box: Box) -> None:
     applied = link.apply({"uplink": up, "downlink": down}, scheduled_s=9.9)
     assert box.heard == [
         "qdisc replace dev eth1 root handle 1a5: netem limit 257 delay 5000us corrupt 0.000000001% rate 300000bit",
-        "qdisc replace dev eth0 root handle 1a5: netem limit 10000 delay 0us loss 100% corrupt 0.000000001% rate 0bit",
+        "qdisc replace dev eth0 root handle 1a5: netem limit 10000 delay 0us loss 100% corrupt 0.000000001% "
+        "rate 100000000000bit",
         "qdisc show dev eth1",
         "qdisc show dev eth0",
     ]
