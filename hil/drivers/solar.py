@@ -20,8 +20,9 @@ from hil.errors import SafetyError, UsageError
 #: Points of the table of instruments whose array mode is a table, from 0 to 125 % of the rated voltage.
 TABLE_POINTS = 4096
 TABLE_SPAN = 1.25
-#: How long such a table must be left alone after the mode was entered.
-SELECT_PAUSE_S = 2.0
+#: How long an instrument with a table is left alone after its mode was entered, and after a table was handed over:
+#: until it has loaded, an output that goes on has the plain set voltage.
+TABLE_PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +143,15 @@ def _play(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: fl
     entered = yield from _switch_mode(talk, ch, "SAS")
     if talk.dialect.has("sas_point"):
         if entered:
-            yield Pause(SELECT_PAUSE_S)
+            yield Pause(TABLE_PAUSE_S)
         for index, amperes in enumerate(table_currents(curve, limits.rated_v)):
             yield from talk.tell("sas_point", ch, index=index, a=amperes)
     else:
         yield from talk.tell("sas_curve", ch, voc=curve.voc_v, isc=curve.isc_a, vmp=curve.vmp_v, imp=curve.imp_a)
     if talk.dialect.has("sas_submit"):
         yield from talk.tell("sas_submit", ch)
+    if talk.dialect.has("sas_point"):
+        yield Pause(TABLE_PAUSE_S)
     if talk.dialect.has("sas_scale"):
         yield from talk.tell("sas_scale", ch, percent=scale * 100.0)
         yield from _agree(talk, ch, "sas_get_scale", scale * 100.0, 0.5, "%")

@@ -221,6 +221,24 @@ def test_an_earlier_deadline_than_the_last_one_is_kept() -> None:
         talk(address, body)
 
 
+def test_a_later_deadline_is_not_cut_short_by_an_earlier_one() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(10)
+        connection.sendall(b"1\n")
+        connection.recv(10)
+        time.sleep(0.2)
+        connection.sendall(b"2\n")
+
+    async def body(transport: Transport) -> None:
+        transport.write(b"a\n")
+        assert await transport.read(time.monotonic() + 0.1) == "1"
+        transport.write(b"b\n")
+        assert await transport.read(time.monotonic() + 1) == "2"
+
+    with listener(serve) as address:
+        talk(address, body)
+
+
 def test_an_endless_reply_is_an_error_and_not_a_full_memory() -> None:
     def serve(connection: socket.socket) -> None:
         connection.recv(10)
@@ -293,6 +311,17 @@ def test_a_serial_port_has_one_owner_and_its_absence_is_said(korad: Korad) -> No
     with pytest.raises(InstrumentClosed, match="cannot open /dev/ttyNONE") as caught:
         talk("serial:///dev/ttyNONE", never)
     assert "dialout" in caught.value.hint
+
+
+def test_a_serial_port_can_be_reopened_at_once(korad: Korad) -> None:
+    async def again(transport: Transport) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0.01)  # its reader has gone to sleep in the port
+            await transport.connect(time.monotonic() + 1)
+        transport.write(b"VOUT1?")
+        assert await transport.read(time.monotonic() + 1, Frame(5)) == "00.00"
+
+    talk(f"serial://{korad.device}", again)
 
 
 def test_off_without_an_event_loop_over_a_serial_port(korad: Korad) -> None:
