@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from hil.cli.options import FIXTURES, VIRTUAL_BENCH, bench_option, board_option,
 from hil.errors import ExitCode, HilError, UsageError
 
 if TYPE_CHECKING:
+    from hil.campaign.check import Finding
     from hil.campaign.overview import Overview
     from hil.inventory import BoardType, Mission
     from hil.mission.timeline import Timeline
@@ -254,27 +255,46 @@ def _print_mission(item: Mission, told: Overview) -> None:
 @board_option
 @json_option
 def check(mission_file: Path, case: str | None, bench_file: str | None, board_name: str | None, as_json: bool) -> int:
-    """Whether the mission is sound and what it needs: contacts, eclipses, energy, model file."""
+    """Whether the mission is sound, and what it needs of a bench; of the other cases, what differs.
+
+    Without --bench it is the virtual bench that is asked.
+    """
     from hil.campaign.check import Place, check_mission
 
     item = _load(mission_file, case)
     told = _overview(item)
+    board = _board_type(bench_file, board_name)
     place = Place.of(the_bench(bench_file or str(VIRTUAL_BENCH)), board_name if bench_file else None)
-    findings = check_mission(item, _board_type(bench_file, board_name), place)
+    findings = check_mission(item, board, place)
+    cases = {} if item.file.case else {name: _load(mission_file, name) for name in item.file.cases}
+    others = {name: check_mission(other, board, place) for name, other in cases.items()}
     if as_json:
         print_json(
             {
                 "mission": item.name,
                 "case": item.file.case,
-                "findings": [{"ok": f.ok, "what": f.what, "found": f.found, "data": f.data} for f in findings],
+                "findings": [_finding(finding) for finding in findings],
+                "cases": {name: [_finding(finding) for finding in found] for name, found in others.items()},
                 "warnings": list(told.cautions),
             }
         )
     else:
-        marks = {True: "ok ", False: "NO ", None: "?  "}
-        for finding in findings:
-            click.echo(f"{marks[finding.ok]} {finding.what}: {finding.found}")
-    return int(ExitCode.FAIL if any(finding.ok is False for finding in findings) else ExitCode.PASS)
+        _print_findings(findings)
+        for name, found in others.items():
+            click.echo(click.style(f"\ncase {name}", bold=True))
+            _print_findings([finding for finding in found if finding not in findings])
+    every = [*findings, *(finding for found in others.values() for finding in found)]
+    return int(ExitCode.FAIL if any(finding.ok is False for finding in every) else ExitCode.PASS)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {"ok": finding.ok, "what": finding.what, "found": finding.found, "data": finding.data}
+
+
+def _print_findings(findings: Iterable[Finding]) -> None:
+    marks = {True: "ok ", False: "NO ", None: "?  "}
+    for finding in findings:
+        click.echo(f"{marks[finding.ok]} {finding.what}: {finding.found}")
 
 
 @mission.command("compile")

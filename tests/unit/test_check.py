@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,26 @@ def test_a_duty_cycle_is_planned_by_the_thermal_model(tmp_path: Path, area_m2: f
     if ok:
         run_s, cool_s = (found["thermal duty cycle"].data[key] for key in ("run_s", "cool_s"))
         assert planned["wall_s"] == pytest.approx(3 * run_s + 2 * cool_s)
+
+
+def test_the_command_looks_at_all_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from hil.cli import run
+
+    data = yaml.safe_load((ROOT / "fixtures/missions/short.yaml").read_text())
+    data |= {"duration_h": 12, "cases": {"small": {"power": {"array": {"bol_w": 12}}}, "same": {"title": "same"}}}
+    data["orbit"]["tle"] = str(ROOT / "fixtures/tle" / Path(data["orbit"]["tle"]).name)
+    path = tmp_path / "mission.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    assert run(["mission", "check", str(path), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    balance = {
+        name: next(item["ok"] for item in found if item["what"] == "energy of an orbit at idle")
+        for name, found in {"": told["findings"], **told["cases"]}.items()
+    }
+    assert balance == {"": True, "small": False, "same": True}
+    assert run(["mission", "check", f"{path}#small"]) == 1
+    assert "case" not in capsys.readouterr().out
+    run(["mission", "check", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Wh short" in line for line in lines[lines.index("case small") : lines.index("case same")])
+    assert lines[lines.index("case same") + 1 :] == []
