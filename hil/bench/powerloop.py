@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 from hil.bench import safety
 from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
+from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
 from hil.errors import BenchError, SafetyError, UsageError
@@ -167,10 +168,11 @@ class Tuning:
 
 @dataclass(slots=True)
 class _Command:
-    kind: Literal["on", "off"]
+    kind: Literal["on", "off", "dip"]
     setpoint: Setpoint | None
     done: asyncio.Future[Any]
     how: str
+    dip: tuple[float, float] = (0.0, 0.0)
 
 
 class PowerLoop:
@@ -216,6 +218,7 @@ class PowerLoop:
         self._flight: Flight | None = None
         self._set = nominal
         self._set_lost = False
+        self._latch_up: tuple[LatchUpWatch, asyncio.Future[LatchUp]] | None = None
         self._energized = False  # an output that may be on, whatever the state is called
         self._off_verified_s: float | None = None
         self._alive_until_s = 0.0
@@ -253,6 +256,25 @@ class PowerLoop:
         """Output off, verified by measurement. Also ends the wait of a shed load for its restore."""
         result: PoweredOff = await self._request("off", None, how)
         return result
+
+    async def request_dip(self, depth_v: float, duration_s: float) -> BrownOut:
+        """Lower the voltage for a while; nothing else is done with the channel meanwhile. See `powerfaults`."""
+        result: BrownOut = await self._request("dip", None, "requested", (depth_v, duration_s))
+        return result
+
+    def watch_latch_up(self, limits: LatchUpLimits) -> asyncio.Future[LatchUp]:
+        """Cut when the current stays above a threshold; done with the cut. Cancel it to disarm; one at a time."""
+        limits.check(self._envelope)
+        if self._latch_up is not None and not self._latch_up[1].done():
+            raise UsageError(f"{self.board}: a latch-up protection is armed already")
+        future: asyncio.Future[LatchUp] = asyncio.get_running_loop().create_future()
+        self._latch_up = (LatchUpWatch(limits), future)
+        return future
+
+    @property
+    def setpoint(self) -> Setpoint:
+        """What the channel was last set to."""
+        return self._set
 
     def attach(self, flight: Flight) -> None:
         """Close the loop. UsageError when the mission cannot be flown so: gain above 0.5, loop too slow, limits."""
@@ -378,6 +400,7 @@ class PowerLoop:
             await self._on_trip(reading)
         elif self._energized:
             await self._watch_envelope(reading)
+            await self._watch_latch_up(reading)
         else:
             self._watch_foreign(reading)
         if self._flight is not None and not self._model_held:
@@ -446,6 +469,20 @@ class PowerLoop:
         if reading.time_s - self._breach_since_s >= self._tuning.breach_s:
             self._tell("envelope_breach", cause=breach, voltage_v=reading.voltage_v, current_a=reading.current_a)
             await self._cut("tripped", f"outside the envelope: {breach}")
+
+    async def _watch_latch_up(self, reading: Reading) -> None:
+        if self._latch_up is None or not self._energized:
+            return
+        watch, future = self._latch_up
+        if future.done():
+            self._latch_up = None
+        elif watch.due(reading):
+            self._latch_up = None
+            off = await self._cut("off", f"latch-up: more than {watch.limits.threshold_a:g} A")
+            done = watch.done(off.off_s, off.verified_s)
+            self._tell("latch_up", threshold_a=watch.limits.threshold_a, hold_s=watch.limits.hold_s, **asdict(done))
+            if not future.done():
+                future.set_result(done)
 
     def _watch_foreign(self, reading: Reading) -> None:
         """Somebody else switched this channel on: said once, not touched. The start sequence refuses it too."""
@@ -547,9 +584,11 @@ class PowerLoop:
     # ------------------------------------------------------------------------------------------------- switching
     async def _obey(self, command: _Command) -> None:
         try:
-            result: PoweredOn | PoweredOff
+            result: PoweredOn | PoweredOff | BrownOut
             if command.kind == "off":
                 result = await self._switch_off(command.how)
+            elif command.kind == "dip":
+                result = await self._dip(*command.dip)
             else:
                 result = await self._switch_on(command.setpoint)
         except BaseException as error:
@@ -559,8 +598,10 @@ class PowerLoop:
                     if isinstance(error, asyncio.CancelledError)
                     else error
                 )
-            # A refused or failed start that ended with the output off is the caller's; all else ends the loop too.
-            if not isinstance(error, UsageError | BenchError) or self._energized:
+            # A refused or failed start that ended with the output off is the caller's, and so is a dip that was
+            # refused or after which the old set point is in force again; all else ends the loop too.
+            refused = command.kind == "dip" and isinstance(error, UsageError | DipFailed)
+            if not isinstance(error, UsageError | BenchError) or (self._energized and not refused):
                 raise
         else:
             if not command.done.done():
@@ -588,6 +629,35 @@ class PowerLoop:
             waived=list(on.waived),
         )
         return on
+
+    async def _dip(self, depth_v: float, duration_s: float) -> BrownOut:
+        if self.state != "on":
+            raise UsageError(f"{self.board} is {self.state}: only a board that is on can be dipped")
+        low_v = check_dip(self._envelope, self._set, depth_v, duration_s)
+        if low_v < self._envelope.undervoltage_lockout_v:
+            self._on_cut(f"brown-out to {low_v:g} V")
+        done = await brown_out(
+            self._supply,
+            self._channel,
+            self._envelope,
+            self._set,
+            depth_v,
+            duration_s,
+            sample=self._sample,
+            nap=self._nap,
+            clock=self._clock,
+        )
+        self._fresh_s = self._clock()
+        self._tell("brown_out", **asdict(done))
+        return done
+
+    async def _sample(self) -> Reading | None:
+        """One measurement outside the grid of ticks: metered and recorded like any."""
+        reading = await self._measure()
+        if reading is not None:
+            self._account(reading)
+            self._emit(reading, 0.0)
+        return reading
 
     async def _power_on(self, setpoint: Setpoint) -> PoweredOn:
         self._check_heartbeat(starting=True)
@@ -679,11 +749,17 @@ class PowerLoop:
         )
 
     # --------------------------------------------------------------------------------------------------- helpers
-    async def _request(self, kind: Literal["on", "off"], setpoint: Setpoint | None, how: str) -> Any:
+    async def _request(
+        self,
+        kind: Literal["on", "off", "dip"],
+        setpoint: Setpoint | None,
+        how: str,
+        dip: tuple[float, float] = (0.0, 0.0),
+    ) -> Any:
         if not self._running:
             raise BenchError(f"{self.board}: its power loop does not run")
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._commands.put_nowait(_Command(kind, setpoint, done, how))
+        self._commands.put_nowait(_Command(kind, setpoint, done, how, dip))
         return await done
 
     def _refuse_waiting(self) -> None:

@@ -6,7 +6,7 @@ line runs it: the daemon's driver on the event loop, the dead-man on a blocking 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -158,6 +158,17 @@ class Dialogue:
         if on and "output_reply_lies" in self.dialect.quirks:
             on = not (yield from self.trips(ch))
         return on
+
+    def dip(
+        self, ch: int, low_v: float, back_v: float, seconds: float, clock: Callable[[], float]
+    ) -> Steps[tuple[float, float]]:
+        """Another voltage for a while, with nothing said in between; (seconds between the two, volts read back)."""
+        yield from self.tell("set_voltage", ch, v=low_v)
+        began = clock()
+        yield Pause(max(0.0, seconds - self.dialect.min_gap_s))
+        yield from self.tell("set_voltage", ch, v=back_v)
+        lasted_s = clock() - began
+        return lasted_s, (yield from self.value("get_voltage", ch))
 
     def switch_off(self, ch: int) -> Steps[None]:
         """Off. The master stays: other channels may feed other boards."""

@@ -93,6 +93,8 @@ class Supply(Protocol):
 
     async def setpoint(self, ch: int) -> Setpoint: ...
 
+    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> float: ...
+
     async def program_protection(self, ch: int, ovp_v: float | None, ocp_a: float | None) -> None: ...
 
     async def output(self, ch: int, on: bool) -> Applied: ...
@@ -238,6 +240,20 @@ class ScpiSupply:
                 await self._run(self._talk.value("get_voltage", ch)),
                 await self._run(self._talk.value("get_current", ch)),
             )
+
+    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> float:
+        """Another voltage for `seconds` and the old one again, as one turn; the seconds between the two writes.
+
+        Only what is set afterwards is read back: a question in between would make the dip longer.
+        """
+        async with self._turn:
+            limits = self._range(ch)
+            low = _within("voltage", low_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
+            back = _within("voltage", back_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
+            lasted_s, read_v = await self._run(self._talk.dip(ch, low, back, seconds, self._clock))
+            await self._agree(ch, "voltage", back, read_v, limits.voltage_step_v, "V")
+            await self._raise_errors(f"dipping channel {ch} to {low:g} V")
+            return lasted_s
 
     async def program_protection(
         self,

@@ -1,0 +1,197 @@
+"""Faults of power that a lab makes on purpose: dips of the bus and latch-up currents, within the board's envelope.
+
+The power loop runs them: it owns the channel. What a supply cannot do as fast as asked is not hidden: every result
+holds what was asked, what was reached and how long one exchange with the instrument took.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from hil.bench.safety import Envelope
+from hil.drivers.codec import InstrumentError
+from hil.drivers.scpi import Supply
+from hil.errors import BenchError, SafetyError, UsageError
+from hil.model import Reading, Setpoint
+
+DIP_MIN_S = 0.01
+DIP_MAX_S = 60.0
+ONE_TURN_S = 0.5  # up to here nothing else is said to the supply meanwhile; longer dips are measured as they go
+RESTORE_TRIES = 3
+
+Sample = Callable[[], Awaitable[Reading | None]]
+
+
+# --------------------------------------------------------------------------------------------------------- brown-out
+@dataclass(frozen=True, slots=True)
+class BrownOut:
+    """A dip of the bus. Seconds and volts.
+
+    `reached_s` lies between the writing of the low voltage and of the old one, and is never less than `command_s`, the
+    measured time of one exchange: the supply cannot have obeyed the second command before it had obeyed the first.
+    `lowest_v` is the lowest measurement, None when the dip was too short for one. `output_on` is false when the output
+    went off by itself. `lockout`: the dip went below the board's lock-out, so that its power counts as cut.
+    """
+
+    depth_v: float
+    low_v: float
+    asked_s: float
+    reached_s: float
+    command_s: float
+    lowest_v: float | None
+    output_on: bool
+    lockout: bool
+
+
+class DipFailed(BenchError):
+    """A dip went wrong half-way; the old set point is in force again, read back."""
+
+
+def check_dip(envelope: Envelope, present: Setpoint, depth_v: float, duration_s: float) -> float:
+    """The voltage of a dip. UsageError, with nothing sent, when it is outside what the board may be fed."""
+    if not (math.isfinite(duration_s) and DIP_MIN_S <= duration_s <= DIP_MAX_S):
+        raise UsageError(f"a dip lasts {DIP_MIN_S:g} s to {DIP_MAX_S:g} s, not {duration_s:g} s")
+    if not (math.isfinite(depth_v) and depth_v > 0):
+        raise UsageError(f"a dip has a depth above 0 V, not {depth_v:g} V")
+    low_v = present.voltage_v - depth_v
+    if low_v < envelope.brownout_min_v - 1e-9:
+        raise UsageError(
+            f"a dip of {depth_v:g} V from {present.voltage_v:g} V ends at {low_v:g} V, below the board's "
+            f"{envelope.brownout_min_v:g} V",
+            hint="a shallower dip, or `brownout_min_v` in the board type; nothing was sent to the supply",
+        )
+    return low_v
+
+
+async def brown_out(
+    supply: Supply,
+    channel: int,
+    envelope: Envelope,
+    present: Setpoint,
+    depth_v: float,
+    duration_s: float,
+    *,
+    sample: Sample,
+    nap: Callable[[float], Awaitable[None]],
+    clock: Callable[[], float],
+) -> BrownOut:
+    """Lower a channel that is on for a while. Ends with the old set point, read back.
+
+    DipFailed when the dip was not as asked; SafetyError when the old set point cannot be verified either.
+    """
+    low_v = check_dip(envelope, present, depth_v, duration_s)
+    lowest: float | None = None
+    output_on = True
+    try:
+        began = clock()
+        await supply.setpoint(channel)  # two questions: what an exchange takes here and now
+        command_s = (clock() - began) / 2
+        if duration_s <= ONE_TURN_S:
+            reached_s = await supply.dip(channel, low_v, present.voltage_v, duration_s)
+        else:
+            low = await supply.program(channel, Setpoint(low_v, present.current_limit_a))
+            while (left := low.acknowledged_s + duration_s - clock() - command_s) > 0:
+                reading = await sample()
+                if reading is not None:
+                    lowest = reading.voltage_v if lowest is None else min(lowest, reading.voltage_v)
+                    if not reading.output_on:
+                        output_on = False
+                        break
+                await nap(min(0.05, max(0.0, left)))
+            back = await supply.program(channel, present)
+            reached_s = back.acknowledged_s - low.acknowledged_s
+    except (InstrumentError, SafetyError) as error:
+        await _restore(supply, channel, present, nap)
+        raise DipFailed(f"the dip was not as asked: {error.message}; the old set point is in force again") from error
+    lockout = low_v < envelope.undervoltage_lockout_v
+    return BrownOut(depth_v, low_v, duration_s, max(reached_s, command_s), command_s, lowest, output_on, lockout)
+
+
+async def _restore(supply: Supply, channel: int, present: Setpoint, nap: Callable[[float], Awaitable[None]]) -> None:
+    """Bring the old set point back over a broken dialogue, or SafetyError: then the output must go off."""
+    trouble: Exception | None = None
+    for _ in range(RESTORE_TRIES):
+        try:
+            await supply.program(channel, present)
+            return
+        except (InstrumentError, SafetyError) as error:
+            trouble = error
+            await nap(0.05)
+    raise SafetyError(f"after a dip the supply does not take {present.voltage_v:g} V again: {trouble}") from trouble
+
+
+# ---------------------------------------------------------------------------------------------------------- latch-up
+@dataclass(frozen=True, slots=True)
+class LatchUpLimits:
+    """A latch-up protection: a current above `threshold_a` for `hold_s` cuts. `added_a` is emulated, not drawn."""
+
+    threshold_a: float
+    hold_s: float
+    added_a: float = 0.0
+
+    def check(self, envelope: Envelope) -> None:
+        """UsageError for values that make no protection, and for a threshold above the board's limit."""
+        for name, value in (("hold_s", self.hold_s), ("added_a", self.added_a)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"latch-up `{name}` must be finite and not below 0, got {value!r}")
+        if not (math.isfinite(self.threshold_a) and 0 < self.threshold_a <= envelope.current_max_a):
+            raise UsageError(
+                f"a latch-up threshold of {self.threshold_a:g} A is outside the board's 0 to "
+                f"{envelope.current_max_a:g} A",
+                hint="above its limit the supply limits the current first; nothing was armed",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LatchUp:
+    """A cut by the latch-up protection: monotonic times, highest current and the energy above the threshold (J).
+
+    `exceeded_s` is the first sample above the threshold, `cut_s` the off command, `verified_s` the measured proof.
+    Currents and energy hold the emulated `added_a`; the times are as fine as the power loop's period.
+    """
+
+    exceeded_s: float
+    cut_s: float
+    verified_s: float
+    peak_a: float
+    energy_above_j: float
+    added_a: float
+
+
+class LatchUpWatch:
+    """Judges the samples of one channel. No I/O: the power loop cuts when `due` says so."""
+
+    def __init__(self, limits: LatchUpLimits) -> None:
+        self.limits = limits
+        self.exceeded_s: float | None = None
+        self.peak_a = 0.0
+        self.energy_above_j = 0.0
+        self._last: tuple[float, float] | None = None
+
+    def due(self, reading: Reading) -> bool:
+        """Take one sample of an output that is on; whether the current has been too high for long enough."""
+        current = reading.current_a + self.limits.added_a
+        if current <= self.limits.threshold_a:
+            self.exceeded_s, self.peak_a, self.energy_above_j, self._last = None, 0.0, 0.0, None
+            return False
+        excess_w = (current - self.limits.threshold_a) * reading.voltage_v
+        if self.exceeded_s is None:
+            self.exceeded_s = reading.time_s
+        self.add(reading.time_s, excess_w)
+        self.peak_a = max(self.peak_a, current)
+        return reading.time_s - self.exceeded_s >= self.limits.hold_s
+
+    def add(self, time_s: float, excess_w: float) -> None:
+        """Energy above the threshold, by trapezoid."""
+        if self._last is not None:
+            self.energy_above_j += 0.5 * (excess_w + self._last[1]) * max(0.0, time_s - self._last[0])
+        self._last = (time_s, excess_w)
+
+    def done(self, cut_s: float, verified_s: float) -> LatchUp:
+        """The cut was made; until then the current stayed what it was."""
+        if self._last is not None:
+            self.add(cut_s, self._last[1])
+        began = cut_s if self.exceeded_s is None else self.exceeded_s
+        return LatchUp(began, cut_s, verified_s, self.peak_a, self.energy_above_j, self.limits.added_a)

@@ -1,0 +1,222 @@
+"""Dips and latch-ups through a running power loop on virtual supplies: what was reached, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from test_powerloop import ENVELOPE, Rig, fly
+
+from hil.bench.powerfaults import DIP_MAX_S, DipFailed, LatchUpLimits, LatchUpWatch, check_dip
+from hil.bench.safety import Envelope
+from hil.drivers.scpi import ScpiSupply
+from hil.errors import BenchError, SafetyError, UsageError
+from hil.model import Reading, Setpoint
+from hil.virtual.supply import Fault, Load, RecordedLoad, VirtualSupply
+
+LOCKED = dataclasses.replace(ENVELOPE, undervoltage_lockout_v=8.5, brownout_min_v=2.0)
+Body = Callable[[Rig], Awaitable[None]]
+
+
+def powered(tmp_path: Path, body: Body, load: Load | None = None, envelope: Envelope = LOCKED) -> None:
+    async def steps(rig: Rig) -> None:
+        await rig.loop.request_on()
+        await body(rig)
+
+    fly(tmp_path, steps, load, envelope)
+
+
+# --------------------------------------------------------------------------------------------------------- brown-out
+@pytest.mark.parametrize("duration_s", [0.01, 0.05, 0.3])
+def test_a_dip_of_milliseconds_is_as_long_as_the_board_sees_it(tmp_path: Path, duration_s: float) -> None:
+    load = RecordedLoad(((0.0, 6.0),))
+
+    async def body(rig: Rig) -> None:
+        seen = asyncio.create_task(watch(rig))
+        done = await rig.loop.request_dip(4.0, duration_s)
+        await asyncio.sleep(0.05)
+        seen.cancel()
+        assert (done.low_v, done.asked_s, done.output_on, done.lockout) == (11.0, duration_s, True, False)
+        assert duration_s <= done.reached_s < duration_s + 0.03
+        assert 0 < done.command_s < 0.05
+        assert done.lowest_v is None  # nothing was asked meanwhile
+        assert rig.virtual.instrument.channels[1].voltage_set_v == 15.0
+        (event,) = rig.of("brown_out")
+        assert event["reached_s"] == done.reached_s
+        assert rig.loop.state == "on"
+        assert min(volts) == pytest.approx(11.0, abs=0.6 if duration_s < 0.02 else 0.05)
+
+    volts: list[float] = []
+
+    async def watch(rig: Rig) -> None:
+        while True:
+            rig.virtual.instrument.tick()
+            volts.append(rig.virtual.instrument.channels[1].terminal_v)
+            await asyncio.sleep(0.001)
+
+    powered(tmp_path, body, load)
+    assert [on for _, on in load.edges] == [True, False]  # it never saw less than its lock-out
+
+
+def test_a_long_dip_is_metered_as_it_goes_and_restarts_the_board(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 6.0),))
+    cuts: list[str] = []
+
+    async def body(rig: Rig) -> None:
+        rig.loop._on_cut = cuts.append
+        before = len(rig.samples)
+        done = await rig.loop.request_dip(9.0, 0.8)
+        assert 0.8 <= done.reached_s < 0.95
+        assert done.lowest_v == pytest.approx(6.0, abs=0.05)
+        assert done.lockout
+        assert len(rig.samples) - before >= 5
+        assert min(sample.voltage_v for sample in rig.samples[before:]) == done.lowest_v
+        await asyncio.sleep(0.2)
+        assert rig.loop.state == "on"
+
+    powered(tmp_path, body, load)
+    assert [on for _, on in load.edges] == [True, False, True, False]
+    assert 0.7 < load.edges[2][0] - load.edges[1][0] < 1.1
+    assert cuts[0] == "brown-out to 6 V"  # whoever knew the board before knows nothing of it now
+
+
+@pytest.mark.parametrize(
+    ("depth_v", "duration_s", "says"),
+    [
+        (13.1, 0.1, r"ends at 1\.9 V, below the board's 2 V"),
+        (0.0, 0.1, "depth above 0 V"),
+        (math.nan, 0.1, "depth above 0 V"),
+        (4.0, 0.009, r"lasts 0\.01 s to 60 s"),
+        (4.0, DIP_MAX_S + 1, "lasts"),
+        (4.0, math.nan, "lasts"),
+    ],
+)
+def test_a_dip_outside_the_envelope_is_refused_and_the_board_stays_on(
+    tmp_path: Path, depth_v: float, duration_s: float, says: str
+) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(UsageError, match=says):
+            await rig.loop.request_dip(depth_v, duration_s)
+        await asyncio.sleep(0.05)
+        assert rig.is_on
+        assert not rig.task.done()
+
+    powered(tmp_path, body)
+
+
+def test_only_a_board_that_is_on_can_be_dipped(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(UsageError, match="vb1 is off"):
+            await rig.loop.request_dip(4.0, 0.1)
+
+    fly(tmp_path, body)
+
+
+def test_a_dip_that_fails_half_way_ends_with_the_old_voltage(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(Fault("drop", "SOUR1:VOLT.15", 1))  # the way back
+        with pytest.raises(DipFailed, match="the old set point is in force again"):
+            await rig.loop.request_dip(4.0, 0.05)
+        assert rig.virtual.instrument.channels[1].voltage_set_v == 15.0
+        assert rig.is_on
+        assert not rig.task.done()
+
+    powered(tmp_path, body)
+
+
+def test_a_voltage_that_does_not_come_back_ends_in_the_safe_state(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(Fault("ignore", "SOUR1:VOLT.15", -1))
+        with pytest.raises(SafetyError, match="does not take 15 V again"):
+            await rig.loop.request_dip(4.0, 0.05)
+        assert isinstance(await rig.ended(), SafetyError)
+        assert not rig.is_on
+        assert rig.of("safe_state")[0]["verified"] is True
+
+    powered(tmp_path, body)
+
+
+def test_a_slow_supply_says_what_it_reached(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with VirtualSupply("siglent-spd3303x", loads={1: RecordedLoad(((0.0, 6.0),))}) as virtual:
+            supply = ScpiSupply("siglent-spd3303x", f"tcp://127.0.0.1:{virtual.port}", timeout_s=0.5)
+            await supply.program(1, Setpoint(12.0, 2.0))
+            await supply.output(1, True)
+            assert 0.02 <= await supply.dip(1, 9.0, 12.0, 0.01) < 0.08  # 20 ms lie between any two commands
+            assert (await supply.setpoint(1)).voltage_v == 12.0
+            with pytest.raises(UsageError, match="nothing was sent"):
+                await supply.dip(1, -1.0, 12.0, 0.01)
+            await supply.close()
+
+    asyncio.run(steps())
+
+
+def test_a_dip_has_bounds_without_a_supply() -> None:
+    assert check_dip(LOCKED, Setpoint(15.0, 2.0), 13.0, 0.01) == 2.0
+    assert check_dip(ENVELOPE, Setpoint(15.0, 2.0), 15.0, 1.0) == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------- latch-up
+def test_a_current_that_stays_too_high_cuts_and_says_the_energy(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 6.0), (0.3, 24.0)))  # 0.4 A, then 1.6 A
+
+    async def body(rig: Rig) -> None:
+        done = await asyncio.wait_for(rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.2)), 3)
+        assert rig.loop.state == "off"
+        assert not rig.is_on
+        held_s = done.cut_s - done.exceeded_s
+        assert 0.2 <= held_s < 0.35
+        assert done.peak_a == pytest.approx(1.6, abs=0.02)
+        assert done.energy_above_j == pytest.approx(0.6 * 15.0 * held_s, rel=0.1)
+        assert done.verified_s > done.cut_s
+        (event,) = rig.of("latch_up")
+        assert event["energy_above_j"] == done.energy_above_j
+
+    powered(tmp_path, body, load)
+
+
+def test_a_short_peak_does_not_cut_and_an_emulated_current_does(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 6.0), (0.2, 24.0), (0.3, 6.0)))
+
+    async def body(rig: Rig) -> None:
+        armed = rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.25))
+        with pytest.raises(UsageError, match="armed already"):
+            rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.25))
+        await asyncio.sleep(0.7)
+        assert rig.is_on
+        armed.cancel()
+        done = await asyncio.wait_for(rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.1, added_a=0.8)), 2)
+        assert done.added_a == 0.8
+        assert done.peak_a == pytest.approx(1.2, abs=0.02)
+
+    powered(tmp_path, body, load)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        LatchUpLimits(2.6, 0.1),
+        LatchUpLimits(0.0, 0.1),
+        LatchUpLimits(1.0, -0.1),
+        LatchUpLimits(1.0, 0.1, math.inf),
+        LatchUpLimits(math.nan, 0.1),
+    ],
+)
+def test_a_protection_that_could_not_act_is_refused(limits: LatchUpLimits) -> None:
+    with pytest.raises(UsageError):
+        limits.check(ENVELOPE)
+
+
+def test_the_energy_above_the_threshold_is_the_integral() -> None:
+    watch = LatchUpWatch(LatchUpLimits(1.0, 1.0))
+    currents = (0.5, 2.0, 3.0, 3.0)
+    due = [watch.due(Reading(0.5 * n, 10.0, amps, 10.0 * amps, True)) for n, amps in enumerate(currents)]
+    assert due == [False, False, False, True]
+    done = watch.done(2.0, 2.1)
+    assert (done.exceeded_s, done.peak_a) == (0.5, 3.0)
+    assert done.energy_above_j == pytest.approx(0.5 * (10 + 20) * 0.5 + 20 * 0.5 + 20 * 0.5)
+    assert issubclass(DipFailed, BenchError)
