@@ -1,7 +1,8 @@
 """Serial consoles: one reader a port, logged from the first byte on, read by many and written under a lease.
 
-The port may appear after the daemon and vanish at any moment (a virtual board's pseudo terminal, a USB adapter): it is
-opened again as soon as it is there. Opening never flushes: what the board said before is still in the driver's queue.
+The port may appear after the daemon and vanish at any moment (a virtual board's pseudo terminal, a USB adapter, a
+terminal server): it is opened again as soon as it is there. Opening never flushes: what the board said before is still
+in the driver's queue.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hil.bench.console_reader import PortReader, Watched
 from hil.bench.sockets import bind_unix, describe_error
+from hil.drivers.serial_port import LineSettings, check_settings, open_port, parse_port
 from hil.errors import BenchError, HilError, UsageError
 
-READ_BYTES = 4096  # what one read of a tty gives at most
+READ_BYTES = 4096
 RING_BYTES = 1 << 20
 REOPEN_S = 0.1
+DIAL_S = 5.0
 WRITE_S = 2.0
 HANDSHAKE_BYTES = 4096
 HANDSHAKE_S = 5.0
@@ -129,24 +131,30 @@ class Console:
     def __init__(
         self,
         board: str,
-        port: str,
-        baud: int,
+        address: str,
+        settings: LineSettings | int,
         log_directory: Path,
         *,
         on_error: Callable[[BenchError], None],
+        reader: PortReader | None = None,
         ring_bytes: int = RING_BYTES,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        if "://" in port:
-            raise UsageError(f"console of board {board}: {port} is not a local port", hint="e.g. /dev/ttyUSB0")
+        """`address`: see `hil.drivers.serial_port`; `settings`: a number is a baud rate; `reader`: shared by all."""
+        self._settings = LineSettings(baud=settings) if isinstance(settings, int) else settings
+        try:
+            self._over_network = parse_port(address).kind in ("tcp", "rfc2217")
+            check_settings(self._settings)
+        except UsageError as error:
+            raise UsageError(f"console of board {board}: {error.message}", hint=error.hint) from None
         self.board = board
-        self.port = port
+        self.address = address
         self.ring = Ring(ring_bytes)
-        self._speed = _speed(board, baud)
         self._logs: list[ConsoleLog] = [ConsoleLog(log_directory, board)]
         self._on_error = on_error
         self._monotonic = monotonic
-        self._fd: int | None = None
+        self._reader = reader or PortReader()
+        self._line: Watched | None = None
         self._task: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -157,7 +165,7 @@ class Console:
 
     @property
     def connected(self) -> bool:
-        return self._fd is not None
+        return self._line is not None
 
     @property
     def last_line(self) -> str:
@@ -215,18 +223,20 @@ class Console:
         """Write to the board. Raises BenchError when the port is not there or takes nothing for `WRITE_S`."""
         async with self._write_lock:
             while data:
-                fd = self._fd
-                if fd is None:
-                    raise BenchError(f"console of board {self.board}: {self.port} is not there: {self.reason}")
+                line = self._line
+                if line is None:
+                    raise BenchError(f"console of board {self.board}: {self.address} is not there: {self.reason}")
                 try:
-                    data = data[os.write(fd, data) :]
-                except BlockingIOError:
-                    if not await self._writable(fd):
-                        raise BenchError(
-                            f"console of board {self.board}: {self.port} takes no bytes, {len(data)} are left"
-                        ) from None
+                    taken = line.port.write(data)
                 except OSError as error:
-                    self._lose(error.strerror or "closed")
+                    self._gone(error)
+                    continue
+                self._reader.hurry(line)
+                data = data[taken:]
+                if data and taken == 0 and not await self._writable(line.port.fileno()):
+                    raise BenchError(
+                        f"console of board {self.board}: {self.address} takes no bytes, {len(data)} are left"
+                    )
 
     async def serve(self, path: Path, authorize: Callable[[str], None]) -> None:
         """Offer the raw byte stream on a unix socket; `authorize` raises HilError for a token that may not write.
@@ -302,33 +312,20 @@ class Console:
             await self.write(data)
 
     async def _keep_open(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                self._fd = _open_tty(self.port, self._speed)
+                if self._over_network:
+                    port = await asyncio.to_thread(open_port, self.address, self._settings, DIAL_S)
+                else:
+                    port = open_port(self.address, self._settings)
             except OSError as error:
                 self.reason = error.strerror or str(error)
                 await asyncio.sleep(REOPEN_S)
                 continue
             self._lost.clear()
-            loop.add_reader(self._fd, self._readable)
+            self._line = self._reader.add(port, self._received, self._gone)
             await self._lost.wait()
             await asyncio.sleep(REOPEN_S)
-
-    def _readable(self) -> None:
-        if self._fd is None:
-            return
-        try:
-            data = os.read(self._fd, READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._lose(error.strerror or "closed")  # EIO: the other end of the pseudo terminal is gone
-            return
-        if not data:
-            self._lose("the port was hung up")
-            return
-        self._received(data)
 
     def _received(self, data: bytes) -> None:
         now_s = self._monotonic()
@@ -345,18 +342,18 @@ class Console:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _lose(self, reason: str) -> None:
-        self.reason = reason
+    def _gone(self, error: OSError) -> None:
+        self.reason = error.strerror or str(error) or "closed"
         self._close()
         self._lost.set()
 
     def _close(self) -> None:
-        if self._fd is not None:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._fd)
-            loop.remove_writer(self._fd)
-            os.close(self._fd)
-            self._fd = None
+        if self._line is not None:
+            number = self._line.port.fileno()
+            self._reader.remove(self._line)
+            asyncio.get_running_loop().remove_writer(number)
+            self._line.port.close()
+            self._line = None
 
     async def _writable(self, fd: int) -> bool:
         loop = asyncio.get_running_loop()
@@ -368,7 +365,7 @@ class Console:
         except TimeoutError:
             return False
         finally:
-            if self._fd == fd:
+            if self._line is not None and self._line.port.fileno() == fd:
                 loop.remove_writer(fd)
         return True
 
@@ -382,33 +379,6 @@ def _handshake(line: bytes) -> tuple[str | None, int | None]:
     if not (token is None or isinstance(token, str)) or not (since is None or (type(since) is int and since >= 0)):
         raise UsageError("the console stream wants a token (text or null) and since (a byte offset or null)")
     return token, since
-
-
-def _speed(board: str, baud: int) -> int:
-    speed = getattr(termios, f"B{baud}", None)
-    if not isinstance(speed, int):
-        raise UsageError(f"console of board {board}: this host has no baud rate {baud}", hint="115200 is usual")
-    return speed
-
-
-def _open_tty(port: str, speed: int) -> int:
-    """Raw 8N1 without flow control. Not through a serial library: those flush the input when they open."""
-    fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        control: Any = list(termios.tcgetattr(fd)[6])
-        control[termios.VMIN], control[termios.VTIME] = 1, 0
-        cflag = termios.CS8 | termios.CREAD | termios.CLOCAL
-        termios.tcsetattr(fd, termios.TCSANOW, [0, 0, cflag, 0, speed, speed, control])
-    except termios.error as error:
-        os.close(fd)
-        raise OSError(error.args[0], f"not a serial port: {error.args[-1]}") from error
-    except OSError as error:
-        os.close(fd)
-        if error.errno == errno.EWOULDBLOCK:
-            raise OSError(error.errno, "another program has it open") from error
-        raise
-    return fd
 
 
 def _log_failed(path: Path, error: OSError) -> BenchError:

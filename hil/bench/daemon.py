@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import hil
 from hil.bench import leases as lease_module
 from hil.bench.board import BoardOwner, Channel
+from hil.bench.console_reader import PortReader
 from hil.bench.consoles import Console
 from hil.bench.deadman import ArmedOutput, Deadman
 from hil.bench.doctor import examine
@@ -43,9 +44,10 @@ from hil.bench.sockets import bind_unix
 from hil.drivers.dialects import dialect
 from hil.drivers.netem import NetemSsh
 from hil.drivers.scpi import ScpiSupply
+from hil.drivers.serial_port import LineSettings
 from hil.errors import BenchError, ExitCode, HilError, SafetyError, UsageError
 from hil.inventory import Bench, load_bench
-from hil.inventory.bench import PowerWire
+from hil.inventory.bench import ConsoleWire, PowerWire
 from hil.inventory.board_type import BoardType
 from hil.model import Direction, LinkState, Setpoint
 
@@ -158,6 +160,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks = [InstrumentLock(address) for address in _addresses(bench)]
         self._intents = IntentJournal(self.state_dir / "intent.jsonl")
+        self._console_reader = PortReader()
         self._heart = Heart(
             lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"), self._until_all_off
         )
@@ -362,9 +365,10 @@ class Daemon:
             console = Console(
                 name,
                 wires.console.port,
-                wires.console.baud,
+                _line_settings(wires.console),
                 self.state_dir / "console",
                 on_error=lambda error: self._console_failed(name, error),
+                reader=self._console_reader,
             )
         channels = tuple(self._make_channel(name, board_type, wire) for wire in wires.power)
         return BoardOwner(
@@ -859,6 +863,10 @@ def lease_groups(bench: Bench) -> dict[str, tuple[str, ...]]:
             joined = tuple(dict.fromkeys(other for board in on_it for other in (*groups.get(board, ()), *on_it)))
             groups.update(dict.fromkeys(joined, joined))
     return groups
+
+
+def _line_settings(wire: ConsoleWire) -> LineSettings:
+    return LineSettings(wire.baud, wire.data_bits, wire.parity, wire.stop_bits, wire.flow, wire.combined_uart)
 
 
 def _link_driver(bench: Bench, name: str) -> NetemSsh:

@@ -17,6 +17,9 @@ from hil.inventory.board_type import BoardType, load_board_type
 from hil.inventory.yaml_file import Location, Strict
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}\Z")
+_CONSOLE = re.compile(
+    r"(?!\w+://).+\Z|(socket|rfc2217)://(\[[0-9a-fA-F:.]+\]|[^/:@]+):(?P<number>\d{1,5})/?\Z|unix:///.+\Z"
+)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 File = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -94,10 +97,33 @@ class PowerWire(Strict):
 
 
 class ConsoleWire(Strict):
-    """The board's serial console, as pyserial names the port."""
+    """The board's serial console: a tty's path, `socket://HOST:PORT`, `rfc2217://HOST:PORT` or `unix:///PATH`.
+
+    `user` and `password` log in there; `pace_bytes` are typed before their echo is waited for (U-Boot drops more than
+    its UART holds).
+    """
 
     port: str
     baud: int = Field(default=115200, gt=0)
+    data_bits: Literal[7, 8] = 8
+    parity: Literal["none", "even", "odd"] = "none"
+    stop_bits: Literal[1, 2] = 1
+    flow: Literal["none", "hardware", "software"] = "none"
+    combined_uart: bool = Field(default=False, description="take out the tags of NVIDIA's combined UART")
+    user: str = "root"
+    password: str | None = None
+    pace_bytes: int = Field(default=64, ge=1, le=4000)
+
+    @field_validator("port")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        found = _CONSOLE.match(value)
+        if found is None or int(found["number"] or 1) > 65535:
+            raise ValueError(
+                f"console port {value!r} is not understood: write /dev/serial/by-id/NAME, socket://HOST:PORT, "
+                "rfc2217://HOST:PORT or unix:///PATH"
+            )
+        return value
 
 
 class SshWire(Strict):
