@@ -34,7 +34,25 @@ CREATE TABLE IF NOT EXISTS leased_board (
 CREATE TABLE IF NOT EXISTS ended (board TEXT NOT NULL, lease TEXT NOT NULL, cause TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS fence (one INTEGER PRIMARY KEY CHECK (one = 1), value INTEGER NOT NULL);
 INSERT OR IGNORE INTO fence VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS boot (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
+-- What became of the latest leases, for those who come with a token of one.
+CREATE TABLE IF NOT EXISTS over (
+    token_sha256 TEXT PRIMARY KEY, lease TEXT NOT NULL, told TEXT NOT NULL);
 """
+OVER_KEPT = 200
+# More leases than can have been granted since SQLite last waited for the disk: it does so every 1,000 pages.
+FENCES_A_BOOT = 10_000
+_TOLD: dict[EndCause, str] = {
+    "released": "was released",
+    "expired": "ran out: it was not renewed in time",
+    "holder_died": "ended with the process that held it",
+    "preempted": "was taken over",
+    "host_rebooted": "ended when the bench's host was booted",
+}
+
+
+class Taken(BenchError):
+    """A board that was asked for is leased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class Lease:
     acquired_s: float
     ttl_s: float
     expires_s: float
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +106,13 @@ class LeaseStore:
             self._database = sqlite3.connect(path, timeout=5.0, isolation_level=None)
             self._database.execute("PRAGMA foreign_keys=ON")
             self._database.execute("PRAGMA journal_mode=WAL")
-            # A token that was handed out must survive a power cut of the host: else a second one is granted beside it.
-            self._database.execute("PRAGMA synchronous=FULL")
+            # Survives the death of this process without waiting for the disk. What a power cut of the host takes with
+            # it was over anyway: no lease outlives a boot. Only the fence must not go back; see `_new_boot`.
+            self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
+            if "user" not in {row[1] for row in self._database.execute("PRAGMA table_info(lease)")}:
+                self._database.execute("ALTER TABLE lease ADD COLUMN user TEXT NOT NULL DEFAULT ''")
+            self._new_boot()
         except sqlite3.Error as error:
             raise BenchError(f"cannot open the lease store {path}: {error}") from error
 
@@ -103,41 +126,37 @@ class LeaseStore:
         now_s: float,
         reason: str = "",
         preempt: bool = False,
+        user: str = "",
     ) -> tuple[Lease, str]:
         """Grant all boards or none; returns the lease and its secret token (only its hash is stored).
 
-        Raises UsageError for an unknown board or a preemption without a reason, BenchError naming the holders when a
-        board is taken.
+        `holder` says who it is for people, `user` for the queue. Raises UsageError for an unknown board or a preemption
+        without a reason, Taken naming the holders when a board is leased.
         """
         asked = tuple(dict.fromkeys(boards))
         wanted = self.together(asked)
-        self._check_request(wanted, ttl_s, pid, preempt, reason)
+        self.check_request(asked, ttl_s, pid, preempt, reason)
         self.expire(now_s)
         taken = [lease for lease in self.leases() if set(lease.boards) & set(wanted)]
         if taken and not preempt:
-            raise BenchError(
-                "; ".join(
-                    f"board {board} is leased by {lease.holder}"
-                    f"{f' ({lease.reason})' if lease.reason else ''} for another {lease.expires_s - now_s:.0f} s"
-                    for lease in taken
-                    for board in lease.boards
-                    if board in wanted
-                )
-                + self._why(asked, wanted),
-                hint="wait for it (wait_s, --wait), or take over with --preempt --reason TEXT",
+            raise Taken(
+                "; ".join(said for lease in taken for said in describe(lease, wanted, now_s)) + self.why(asked),
+                hint="wait for it (wait_s, --wait-s), or take over with --preempt --reason TEXT",
             )
         token = secrets.token_urlsafe(24)
         with self._transaction():
             for lease in taken:
-                self._end(lease, "preempted")
-            lease = self._insert(wanted, token, holder, reason, pid, ttl_s, now_s)
+                self._end(lease, "preempted", f"was taken over by {holder}: {reason}")
+            lease = self._insert(wanted, token, holder, reason, pid, ttl_s, now_s, user)
         return lease, token
 
     def together(self, boards: Iterable[str]) -> tuple[str, ...]:
         """These boards and all that have to be leased with them."""
         return tuple(dict.fromkeys(other for board in boards for other in (board, *self._groups.get(board, ()))))
 
-    def _why(self, asked: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    def why(self, asked: tuple[str, ...]) -> str:
+        """Why more than the boards asked for are needed; empty when they are not."""
+        wanted = self.together(asked)
         if len(asked) == len(wanted):
             return ""
         return (
@@ -187,13 +206,6 @@ class LeaseStore:
             with self._transaction():
                 self._end(lease, cause)
 
-    def holder_died(self, lease_id: str) -> None:
-        """End a lease whose holder was seen dying; nothing happens when it is over already."""
-        for lease in self.leases():
-            if lease.id == lease_id:
-                with self._transaction():
-                    self._end(lease, "holder_died")
-
     def unsettled(self) -> tuple[Ended, ...]:
         """Boards whose lease ended and that the daemon has not yet brought to their `on_lease_end` state."""
         return tuple(Ended(*row) for row in self._database.execute("SELECT board, lease, cause FROM ended"))
@@ -215,9 +227,8 @@ class LeaseStore:
     def close(self) -> None:
         self._database.close()
 
-    def _check_request(
-        self, wanted: tuple[str, ...], ttl_s: float, pid: int | None, preempt: bool, reason: str
-    ) -> None:
+    def check_request(self, wanted: tuple[str, ...], ttl_s: float, pid: int | None, preempt: bool, reason: str) -> None:
+        """Raises UsageError for what can never be granted."""
         unknown = sorted(set(wanted) - self._boards)
         if unknown or not wanted:
             raise UsageError(
@@ -240,6 +251,7 @@ class LeaseStore:
         pid: int | None,
         ttl_s: float,
         now_s: float,
+        user: str,
     ) -> Lease:
         self._database.execute("UPDATE fence SET value = value + 1")
         fence = int(self._database.execute("SELECT value FROM fence").fetchone()[0])
@@ -255,9 +267,10 @@ class LeaseStore:
             acquired_s=now_s,
             ttl_s=ttl_s,
             expires_s=now_s + ttl_s,
+            user=user,
         )
         self._database.execute(
-            "INSERT INTO lease VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            "INSERT INTO lease VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 lease.id,
                 _hashed(token),
@@ -270,12 +283,34 @@ class LeaseStore:
                 now_s,
                 ttl_s,
                 lease.expires_s,
+                user,
             ),
         )
         self._database.executemany("INSERT INTO leased_board VALUES (?,?)", [(board, lease.id) for board in boards])
         return lease
 
-    def _end(self, lease: Lease, cause: EndCause) -> None:
+    def _new_boot(self) -> None:
+        """A power cut may have taken the newest fences with it: the first of a boot is beyond all that may be lost."""
+        row = self._database.execute("SELECT id FROM boot").fetchone()
+        if row is not None and row[0] == self._boot_id:
+            return
+        with self._transaction():
+            # The daemon opens the store twice; whoever comes second finds it done.
+            self._database.execute(
+                "UPDATE fence SET value = value + ? WHERE EXISTS (SELECT 1 FROM boot WHERE id != ?)",
+                (FENCES_A_BOOT, self._boot_id),
+            )
+            self._database.execute("INSERT OR REPLACE INTO boot VALUES (1, ?)", (self._boot_id,))
+
+    def _end(self, lease: Lease, cause: EndCause, told: str = "") -> None:
+        self._database.execute(
+            "INSERT OR REPLACE INTO over SELECT token_sha256, id, ? FROM lease WHERE id = ?",
+            (told or _TOLD[cause], lease.id),
+        )
+        self._database.execute(
+            "DELETE FROM over WHERE rowid <= (SELECT max(rowid) FROM over) - ?",
+            (OVER_KEPT,),
+        )
         self._database.executemany("INSERT INTO ended VALUES (?,?,?)", [(b, lease.id, cause) for b in lease.boards])
         self._database.execute("DELETE FROM lease WHERE id = ?", (lease.id,))
 
@@ -283,10 +318,17 @@ class LeaseStore:
         row = self._database.execute("SELECT id FROM lease WHERE token_sha256 = ?", (_hashed(token),)).fetchone()
         lease = None if row is None else self._get(row[0])
         if lease is None or lease.expires_s <= now_s:
-            raise BenchError(
-                "this lease is over: released, expired or taken over", hint="hil lease list shows who holds the boards"
-            )
+            raise BenchError(self._became(token, lease), hint="hil lease list shows who holds the boards")
         return lease
+
+    def _became(self, token: str, lease: Lease | None) -> str:
+        """What to tell somebody whose token holds nothing."""
+        if lease is not None:
+            return f"lease {lease.id} {_TOLD['expired']}"
+        row = self._database.execute(
+            "SELECT lease, told FROM over WHERE token_sha256 = ?", (_hashed(token),)
+        ).fetchone()
+        return "this lease is over, or never was one of this bench" if row is None else f"lease {row[0]} {row[1]}"
 
     def _get(self, lease_id: str) -> Lease:
         return next(lease for lease in self.leases() if lease.id == lease_id)
@@ -296,11 +338,11 @@ class LeaseStore:
         for board, lease_id in self._database.execute("SELECT board, lease FROM leased_board ORDER BY rowid"):
             boards.setdefault(lease_id, []).append(board)
         rows = self._database.execute(
-            "SELECT id, fence, holder, reason, pid, pid_start, acquired_s, ttl_s, expires_s, boot_id FROM lease "
+            "SELECT id, fence, holder, reason, pid, pid_start, acquired_s, ttl_s, expires_s, user, boot_id FROM lease "
             "ORDER BY fence"
         )
         return [
-            (Lease(row[0], row[1], row[2], row[3], row[4], row[5], tuple(boards.get(row[0], ())), *row[6:9]), row[9])
+            (Lease(row[0], row[1], row[2], row[3], row[4], row[5], tuple(boards.get(row[0], ())), *row[6:10]), row[10])
             for row in rows
         ]
 
@@ -318,6 +360,17 @@ class LeaseStore:
             raise BenchError(
                 f"the lease store refuses: {error}", hint="free disk space; nothing was granted"
             ) from error
+
+
+def describe(lease: Lease, boards: Iterable[str], now_s: float) -> list[str]:
+    """Who holds which of `boards`, why and for how long, one text a board."""
+    reason = f" ({lease.reason})" if lease.reason else ""
+    left_s = max(0.0, lease.expires_s - now_s)
+    return [
+        f"board {board} is leased by {lease.holder}{reason} for another {left_s:.0f} s"
+        for board in lease.boards
+        if board in frozenset(boards)
+    ]
 
 
 def boot_clock() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hil.bench.leases import LeaseStore, process_started, watch_process
+from hil.bench.leases import OVER_KEPT, LeaseStore, process_started, watch_process
 from hil.errors import BenchError, UsageError
 
 BOARDS = ("a", "b", "c")
@@ -43,11 +44,11 @@ def test_the_ttl_ends_a_lease_and_renewal_extends_it(tmp_path: Path) -> None:
     lease, token = take(leases, "a", now=0, ttl=10)
     leases.renew(lease.id, token, 9.0)
     assert leases.check(token, "a", 18.9)
-    with pytest.raises(BenchError, match="over"):
+    with pytest.raises(BenchError, match="ran out"):
         leases.check(token, "a", 19.0)
     leases.expire(19.0)
     assert [(ended.board, ended.cause) for ended in leases.unsettled()] == [("a", "expired")]
-    with pytest.raises(BenchError, match="over"):
+    with pytest.raises(BenchError, match="ran out"):
         leases.renew(lease.id, token, 19.5)
 
 
@@ -58,7 +59,7 @@ def test_preempting_needs_a_reason_and_fences_the_loser(tmp_path: Path) -> None:
         take(leases, "a", preempt=True)
     second, new = take(leases, "a", preempt=True, reason="release tonight")
     assert second.fence > first.fence
-    with pytest.raises(BenchError, match="over"):
+    with pytest.raises(BenchError, match=rf"{first.id} was taken over by me: release tonight"):
         leases.check(old, "b", 1.0)
     assert leases.check(new, "a", 1.0)
     assert {(ended.board, ended.cause) for ended in leases.unsettled()} == {("a", "preempted"), ("b", "preempted")}
@@ -109,11 +110,41 @@ def test_an_end_nobody_acted_on_survives_a_restart(tmp_path: Path) -> None:
 
 def test_a_reboot_of_the_host_ends_every_lease(tmp_path: Path) -> None:
     leases = store(tmp_path)
-    take(leases, "a", now=1000.0)
+    first, token = take(leases, "a", now=1000.0)
     leases.close()
     again = store(tmp_path, boot="boot-2")
     again.expire(1.0)
     assert [ended.cause for ended in again.unsettled()] == ["host_rebooted"]
+    with pytest.raises(BenchError, match="host was booted"):
+        again.check(token, "a", 1.0)
+    # A power cut may have taken the newest leases, and their fences, from the disk.
+    assert take(again, "a", now=2.0)[0].fence > first.fence + 1000
+    again.close()
+    same_boot = store(tmp_path, boot="boot-2")
+    assert take(same_boot, "b", now=3.0)[0].fence < first.fence + 10_010
+
+
+def test_a_store_from_before_leases_had_users_is_read(tmp_path: Path) -> None:
+    leases = store(tmp_path)
+    _, token = take(leases, "a")
+    leases.close()
+    with sqlite3.connect(tmp_path / "leases.sqlite") as database:
+        database.execute("ALTER TABLE lease DROP COLUMN user")
+    database.close()
+    assert store(tmp_path).check(token, "a", 1.0).user == ""
+
+
+def test_what_became_of_a_lease_is_told_for_a_while_only(tmp_path: Path) -> None:
+    leases = store(tmp_path)
+    lease, token = take(leases, "a")
+    leases.release(lease.id, token, 1.0)
+    with pytest.raises(BenchError, match=f"lease {lease.id} was released"):
+        leases.check(token, "a", 1.0)
+    for _ in range(OVER_KEPT):
+        other, its = take(leases, "a")
+        leases.release(other.id, its, 1.0)
+    with pytest.raises(BenchError, match="never was one of this bench"):
+        leases.check(token, "a", 1.0)
 
 
 def test_a_dead_holder_and_a_reused_pid_end_the_lease(tmp_path: Path) -> None:
