@@ -796,9 +796,23 @@ def test_bk_protects_the_voltage_of_the_selected_channel_and_clears_it_there() -
         "bk-9130b",
         steps,
         *OPEN["bk-9130b"],
-        *bk("SOUR:VOLT:PROT 6", "", "SOUR:VOLT:PROT?", "6.0"),
+        *bk("SOUR:VOLT:PROT 6", "", "SOUR:VOLT:PROT:STAT 1", "", "SOUR:VOLT:PROT?", "6.0", "SOUR:VOLT:PROT:STAT?", "1"),
         *ask("SYST:ERR?", OK),
         *bk("SOUR:CHAN:OUTP 0", "", "SOUR:CHAN:OUTP?", "0", "SOUR:CHAN:OUTP?", "0"),
+    )
+
+
+def test_bk_whose_protection_stays_off_is_refused() -> None:
+    async def steps(supply: ScpiSupply) -> None:
+        with pytest.raises(ReadbackError, match=r"ovp of channel 1 .* stays disabled"):
+            await supply.program_protection(1, 6.0, None)
+
+    play(
+        "bk-9130b",
+        steps,
+        *OPEN["bk-9130b"],
+        *bk("SOUR:VOLT:PROT 6", "", "SOUR:VOLT:PROT:STAT 1", "", "SOUR:VOLT:PROT?", "6.0", "SOUR:VOLT:PROT:STAT?", "0"),
+        *ask("SYST:ERR?", OK),
     )
 
 

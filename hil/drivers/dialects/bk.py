@@ -1,6 +1,9 @@
 """BK Precision 9130B: channels by name, `OUTP` switches all of them, `SOUR:CHAN:OUTP` the selected one.
 
-No clear is known (the maker's PVS series has `PROT:CLE`): a trip ends when the output is switched off and on again.
+Over-voltage protection is enabled and its state read back: the maker's other series, and the ITECH this one is built
+like, keep it off until told. Unverified on a 9130B: one that does not know `VOLT:PROT:STAT` does not answer, and is not
+powered then, rather than powered without protection. No clear is known (the maker's PVS series has `PROT:CLE`): a trip
+ends when the output is switched off and on again.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from hil.drivers.dialects.base import (
     channels,
     manual,
     table,
+    unverified,
 )
 
 _SELECT = "INST:SEL CH{ch}\n"
@@ -55,6 +59,8 @@ BK_9130B = Dialect(
             "measure_current": manual(_SELECT + "MEAS:CURR?", ONE),
             "set_ovp_level": manual(_SELECT + "SOUR:VOLT:PROT {v}"),
             "get_ovp_level": manual(_SELECT + "SOUR:VOLT:PROT?", ONE),
+            "set_ovp_state": unverified(_SELECT + "SOUR:VOLT:PROT:STAT {state}"),
+            "get_ovp_state": unverified(_SELECT + "SOUR:VOLT:PROT:STAT?", SWITCH),
         },
     ),
 )
