@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from hil.bench.cutpoint import CutPoint
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.model import Direction, LinkState
@@ -44,6 +45,42 @@ class LeaseBody(Body):
 class PowerBody(Body):
     action: Literal["on", "off", "cycle"]
     voltage_v: float | None = None
+
+
+class BrownOutBody(Body):
+    """Bounds are the board's own and judged by the daemon."""
+
+    depth_v: float
+    duration_s: float
+
+
+class LatchUpBody(Body):
+    threshold_a: float
+    hold_s: float
+    off_s: float
+    added_a: float = 0.0
+    wait_s: float = Field(default=60.0, ge=0, le=3600)
+
+
+class CutPointBody(Body):
+    """Exactly one of `pattern` and `byte_offset`."""
+
+    pattern: str | None = Field(default=None, max_length=1000)
+    byte_offset: int | None = None
+    delay_s: float = 0.0
+    timeout_s: float = 120.0
+
+    def value(self) -> CutPoint:
+        return CutPoint(**self.model_dump())
+
+
+class LineBody(Body):
+    action: Literal["press", "hold", "release"]
+    hold_s: float = 0.2
+
+
+class OutletBody(Body):
+    on: bool
 
 
 class LinkStateBody(Body):
@@ -161,6 +198,42 @@ def _board_routes(app: FastAPI, daemon: Daemon) -> None:
     @app.post("/v1/boards/{board}/power", response_model=None)
     async def power(board: str, body: PowerBody, token: Token = None) -> JSONResponse:
         return JSONResponse(await daemon.switch_power(board, body.action, body.voltage_v, token))
+
+    @app.post("/v1/boards/{board}/power/brown-out", response_model=None)
+    async def brown_out(board: str, body: BrownOutBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.brown_out(board, body.depth_v, body.duration_s, token))
+
+    @app.post("/v1/boards/{board}/power/latch-up", response_model=None)
+    async def latch_up(board: str, body: LatchUpBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.latch_up(board, body, token))
+
+    @app.post("/v1/boards/{board}/power/cut-at", response_model=None)
+    async def arm_cut(board: str, body: CutPointBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.arm_cut(board, body.value(), token))
+
+    @app.get("/v1/boards/{board}/power/cut-at", response_model=None)
+    async def read_cut(board: str, wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0) -> JSONResponse:
+        return JSONResponse(await daemon.read_cut(board, wait_s))
+
+    @app.delete("/v1/boards/{board}/power/cut-at", response_model=None)
+    async def disarm_cut(board: str, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.disarm_cut(board, token))
+
+    @app.get("/v1/boards/{board}/lines", response_model=None)
+    async def read_lines(board: str) -> JSONResponse:
+        return JSONResponse(daemon.read_lines(board))
+
+    @app.post("/v1/boards/{board}/lines/{line}", response_model=None)
+    async def drive_line(board: str, line: str, body: LineBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.drive_line(board, line, body.action, body.hold_s, token))
+
+    @app.get("/v1/boards/{board}/outlet", response_model=None)
+    async def read_outlet(board: str) -> JSONResponse:
+        return JSONResponse(await daemon.outlet(board, None, None))
+
+    @app.post("/v1/boards/{board}/outlet", response_model=None)
+    async def switch_outlet(board: str, body: OutletBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(await daemon.outlet(board, body.on, token))
 
     @app.get("/v1/boards/{board}/link", response_model=None)
     async def read_link(board: str) -> JSONResponse:

@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from hil.bench.consoles import Console
+from hil.bench.controls import Controls
+from hil.bench.cutpoint import ArmedCut, CutPoint
 from hil.bench.exporter import BoardMetrics, FlightMetrics, LinkMetrics, per_phase
 from hil.bench.journal import utc_text
 from hil.bench.levels import Layers
 from hil.bench.player import BOTH_OUT, LinkOwner
+from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import Heartbeat, PowerLoop, PowerSample
-from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal
+from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff
+from hil.drivers.outlets import outlet_for
 from hil.drivers.scpi import Supply
 from hil.errors import BenchError, HilError, UsageError
 from hil.inventory.bench import BenchBoard
@@ -27,6 +31,7 @@ log = logging.getLogger("hil.board")
 _T = TypeVar("_T")
 
 FIRST_SAMPLE_S = 5.0
+OFF_MAX_S = 3600.0
 # Told by the power loop at every tick while they last; the log and the journal take one a second.
 FREQUENT = frozenset({"slew_limited", "overrun", "setpoint_lost"})
 
@@ -95,6 +100,9 @@ class BoardOwner:
         self._loops: list[tuple[PowerLoop, asyncio.Task[None]]] = []
         self._seen_energy_j: dict[int, float] = {}
         self._told_s: dict[str, float] = {}
+        self.cut: ArmedCut | None = None
+        self.controls = Controls(name, wires.lines)
+        self._last_off: PoweredOff | None = None
         self._switching = asyncio.Lock()
         self._switched_s = 0.0
 
@@ -162,6 +170,96 @@ class BoardOwner:
             finally:
                 self._switched_s = self._monotonic()
         return answer if reading is None else self._answer(reading)
+
+    # ---------------------------------------------------------------------------------------------- faults on purpose
+    async def brown_out(self, depth_v: float, duration_s: float, allowed: Callable[[], object]) -> dict[str, Any]:
+        """A dip of the main input; what was reached. UsageError outside the envelope, or while the board is not on."""
+        allowed()
+        loop, task = self._running_loop()
+        done = await _ask(loop.request_dip(depth_v, duration_s), task)
+        return {**asdict(done), "power_epoch": self.power_epoch}
+
+    async def latch_up(
+        self, limits: LatchUpLimits, off_s: float, wait_s: float, allowed: Callable[[], object]
+    ) -> dict[str, Any]:
+        """Watch the main input's current; cut when it stays too high, rest for `off_s`, start again.
+
+        BenchError when the current did not stay above the threshold within `wait_s`: nothing was cut then.
+        """
+        channel = self.channels[self._main]
+        if not channel.envelope.off_dwell_s <= off_s <= OFF_MAX_S:
+            raise UsageError(
+                f"after a latch-up cut the board rests for {channel.envelope.off_dwell_s:g} s (its off dwell) to "
+                f"{OFF_MAX_S:g} s, not {off_s:g} s"
+            )
+        allowed()
+        loop, task = self._running_loop()
+        voltage_v = loop.setpoint.voltage_v
+        cut = loop.watch_latch_up(limits)
+        try:
+            async with asyncio.timeout(wait_s):
+                done = await _ask(cut, task)
+        except TimeoutError:
+            raise BenchError(
+                f"board {self.name} did not draw more than {limits.threshold_a:g} A for {limits.hold_s:g} s within "
+                f"{wait_s:g} s",
+                hint="lower the threshold, load the board, or emulate the current with added_a; nothing was cut",
+            ) from None
+        finally:
+            cut.cancel()
+        if len(self.channels) > 1:
+            await self.off("latch-up: the board's other inputs")
+        await asyncio.sleep(max(0.0, done.verified_s + off_s - self._monotonic()))
+        answer = await self.on(voltage_v, allowed)
+        self._event("latch_up_restart", {"board": self.name, "off_s": answer["time_s"] - done.cut_s})
+        return {**asdict(done), "held_s": done.cut_s - done.exceeded_s, "restarted": True, **answer}
+
+    def arm_cut(self, point: CutPoint, allowed: Callable[[], object]) -> ArmedCut:
+        """Cut the board's power at a place on its console; one at a time."""
+        if self.console is None:
+            raise UsageError(f"board {self.name} has no console", hint="add `console:` to the bench file")
+        if self.cut is not None and self.cut.live:
+            raise UsageError(f"board {self.name} has a cut point armed", hint="disarm it first")
+
+        async def off(how: str) -> tuple[float, float]:
+            allowed()
+            await self.off(how)
+            done = self._last_off
+            if done is None:
+                raise BenchError(f"board {self.name} was off already when its cut point came")
+            return done.off_s, done.verified_s
+
+        self.cut = ArmedCut(point, self.console.ring, self.console.wait_beyond, off, clock=self._monotonic)
+        return self.cut
+
+    async def calm(self) -> None:
+        """A lease is over: nothing that it armed may still happen, and no button stays pressed."""
+        if self.cut is not None:
+            await self.cut.disarm()
+        await self.controls.release_all()
+
+    async def outlet(self, on: bool | None) -> dict[str, Any]:
+        """Ask the outlet behind the main input, or switch it: a person's word after a cut of last resort."""
+        address = self.channels[self._main].layers.outlet
+        if not address:
+            raise UsageError(f"board {self.name} has no outlet", hint="add `outlet:` to its supply in the bench file")
+        if on is False and self.energized:
+            raise UsageError(f"board {self.name} is on", hint="switch it off first: hil board power off")
+        driver = outlet_for(address)
+        if on is not None:
+            await asyncio.to_thread(driver.switch, on)
+        return {"outlet": address, "confirms": driver.confirms, "on": await asyncio.to_thread(driver.state)}
+
+    @property
+    def _main(self) -> int:
+        return next((index for index, channel in enumerate(self.channels) if channel.main), 0)
+
+    def _running_loop(self) -> tuple[PowerLoop, asyncio.Task[None]]:
+        if not self._loops:
+            raise UsageError(f"board {self.name} is off", hint="switch it on first")
+        loop, task = self._loops[self._main]
+        _raise_end(task)
+        return loop, task
 
     async def read(self) -> dict[str, Any]:
         """The newest sample; a measurement of now when no loop runs, or when that sample is from before a switching."""
@@ -313,6 +411,7 @@ class BoardOwner:
         return {**self._answer(reading), "console_offset": offset}
 
     async def _all_off(self, how: str) -> Reading | None:
+        self._last_off = None
         if not self._loops or any(task.done() for _, task in self._loops):
             if not self.energized:
                 await self._end_loops()
@@ -322,7 +421,8 @@ class BoardOwner:
         failure: HilError | None = None
         for loop, task in reversed(self._loops):
             try:
-                reading = (await _ask(loop.request_off(how), task)).reading
+                self._last_off = await _ask(loop.request_off(how), task)
+                reading = self._last_off.reading
             except HilError as error:
                 failure = failure or error
         if failure is not None:

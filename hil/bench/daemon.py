@@ -31,6 +31,7 @@ from hil.bench import leases as lease_module
 from hil.bench.board import BoardOwner, Channel
 from hil.bench.console_reader import PortReader
 from hil.bench.consoles import Console
+from hil.bench.cutpoint import ArmedCut, CutPoint
 from hil.bench.deadman import ArmedOutput, Deadman
 from hil.bench.doctor import examine
 from hil.bench.exporter import BenchMetrics, Exporter, serve_metrics
@@ -38,6 +39,7 @@ from hil.bench.flight import FlightControl
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
 from hil.bench.levels import CutTimes, Layers, SupplyWatchdog
 from hil.bench.player import LinkOwner
+from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import PowerSample
 from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, finish_leftovers
 from hil.bench.sockets import bind_unix
@@ -52,7 +54,7 @@ from hil.inventory.board_type import BoardType
 from hil.model import Direction, LinkState, Setpoint
 
 if TYPE_CHECKING:
-    from hil.bench.api import ClockBody, FlightBody, LeaseBody
+    from hil.bench.api import ClockBody, FlightBody, LatchUpBody, LeaseBody
 
 log = logging.getLogger("hil.daemon")
 _T = TypeVar("_T")
@@ -244,6 +246,7 @@ class Daemon:
         if self.flight is not None:
             await self._try("ending the flight", self.flight.end("the daemon ends"))
         for board in self.boards.values():
+            await self._try(f"letting go of what board {board.name} has armed", board.calm())
             if board.energized:
                 await self._try(f"switching board {board.name} off", board.off("the daemon ends"))
             await self._try(f"ending the power loop of board {board.name}", board.rest())
@@ -256,6 +259,8 @@ class Daemon:
         for board in self.boards.values():
             if board.console is not None:
                 await self._try(f"closing the console of {board.name}", board.console.stop())
+        for board in self.boards.values():
+            await self._try(f"giving back the lines of {board.name}", board.controls.release_all(close=True))
         for supply in self._supplies.values():
             await self._try(f"closing {supply.address}", supply.close())
         left = self._intents.open_intents()
@@ -457,6 +462,50 @@ class Daemon:
         await self._heart.ensure()
         return await board.on(voltage_v, lambda: self._may_drive(token, name), cycle=action == "cycle")
 
+    # ------------------------------------------------------------------------------ what is done to a board on purpose
+    async def brown_out(self, name: str, depth_v: float, duration_s: float, token: str | None) -> dict[str, Any]:
+        return await self._need(token, name).brown_out(depth_v, duration_s, lambda: self._may_drive(token, name))
+
+    async def latch_up(self, name: str, body: LatchUpBody, token: str | None) -> dict[str, Any]:
+        limits = LatchUpLimits(body.threshold_a, body.hold_s, body.added_a)
+        board = self._need(token, name)
+        await self._heart.ensure()
+        return await board.latch_up(limits, body.off_s, body.wait_s, lambda: self._may_drive(token, name))
+
+    async def arm_cut(self, name: str, point: CutPoint, token: str | None) -> dict[str, Any]:
+        cut = self._need(token, name).arm_cut(point, lambda: self._need(token, name))
+        return asdict(cut.report)
+
+    async def read_cut(self, name: str, wait_s: float) -> dict[str, Any]:
+        return await self._cut(name).wait(wait_s)
+
+    async def disarm_cut(self, name: str, token: str | None) -> dict[str, Any]:
+        self._need(token, name)
+        return await self._cut(name).disarm()
+
+    def _cut(self, name: str) -> ArmedCut:
+        cut = self._board(name).cut
+        if cut is None:
+            raise UsageError(f"board {name} has no cut point armed")
+        return cut
+
+    def read_lines(self, name: str) -> dict[str, Any]:
+        return self._board(name).controls.state()
+
+    async def drive_line(
+        self, name: str, line: str, action: str, hold_s: float, token: str | None
+    ) -> dict[str, Any]:
+        controls = self._may_drive(token, name).controls
+        if action == "press":
+            await controls.press(line, hold_s)
+        else:
+            await controls.set(line, action == "hold")
+        return controls.state()
+
+    async def outlet(self, name: str, on: bool | None, token: str | None) -> dict[str, Any]:
+        board = self._board(name) if on is None else self._may_drive(token, name)
+        return await board.outlet(on)
+
     def check(self, name: str, power_epoch: int | None, token: str | None) -> dict[str, Any]:
         """Whether a client may go on with the board: it has the lease and knows of every power cut."""
         board = self._need(token, name)
@@ -632,6 +681,7 @@ class Daemon:
         board = self.boards.get(ended.board)
         if board is None:
             return  # the bench file no longer names it
+        await board.calm()
         flight = self._flight_of(board)
         if flight is not None:
             flight.invalidate(f"the lease ended: {ended.cause}")

@@ -75,9 +75,10 @@ async def brown_out(
     *,
     sample: Sample,
     nap: Callable[[float], Awaitable[None]],
+    interrupted: Callable[[], bool],
     clock: Callable[[], float],
 ) -> BrownOut:
-    """Lower a channel that is on for a while. Ends with the old set point, read back.
+    """Lower a channel that is on for a while. Ends with the old set point, read back; early when `interrupted`.
 
     DipFailed when the dip was not as asked; SafetyError when the old set point cannot be verified either.
     """
@@ -96,9 +97,9 @@ async def brown_out(
                 reading = await sample()
                 if reading is not None:
                     lowest = reading.voltage_v if lowest is None else min(lowest, reading.voltage_v)
-                    if not reading.output_on:
-                        output_on = False
-                        break
+                    output_on = reading.output_on
+                if interrupted() or not output_on:
+                    break
                 await nap(min(0.05, max(0.0, left)))
             back = await supply.program(channel, present)
             reached_s = back.acknowledged_s - low.acknowledged_s

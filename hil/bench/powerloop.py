@@ -645,6 +645,7 @@ class PowerLoop:
             duration_s,
             sample=self._sample,
             nap=self._nap,
+            interrupted=lambda: not self._commands.empty(),  # an off must not wait for the end of a long dip
             clock=self._clock,
         )
         self._fresh_s = self._clock()

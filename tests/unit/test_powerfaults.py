@@ -84,6 +84,18 @@ def test_a_long_dip_is_metered_as_it_goes_and_restarts_the_board(tmp_path: Path)
     assert cuts[0] == "brown-out to 6 V"  # whoever knew the board before knows nothing of it now
 
 
+def test_an_off_does_not_wait_for_the_end_of_a_long_dip(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        dip = asyncio.create_task(rig.loop.request_dip(4.0, 30.0))
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(rig.loop.request_off(), 1.0)
+        assert not rig.is_on
+        done = await dip
+        assert 0.2 < done.reached_s < 1.0
+
+    powered(tmp_path, body)
+
+
 @pytest.mark.parametrize(
     ("depth_v", "duration_s", "says"),
     [
