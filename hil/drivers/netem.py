@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from hil.drivers import ingress
 from hil.drivers.link import LinkCounters, queue_limit
 from hil.errors import BenchError, UsageError
 from hil.model import Applied, Direction, LinkState
@@ -295,6 +296,9 @@ class NetemSsh:
 
     Blocking; calls from several threads take turns. A dropped connection is opened again once a call; then, and when
     tc refuses or reads back something else, BenchError says what happened in tc's own words.
+
+    A direction whose interface is `ingress:PORT` is shaped on arrival. `replace_foreign` permits to replace somebody
+    else's root qdisc, which `clear` does not bring back.
     """
 
     name: str
@@ -302,8 +306,11 @@ class NetemSsh:
     connect: Callable[[], Session]
     timeout_s: float = 5.0
     clock: Callable[[], float] = time.monotonic
+    replace_foreign: bool = False
+    sudo: str = ""
     _session: Session | None = None
     _checked: bool = False
+    _switched_off: dict[str, list[str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -319,13 +326,19 @@ class NetemSsh:
         uplink_interface: str,
         downlink_interface: str,
         timeout_s: float = 5.0,
+        replace_foreign: bool = False,
     ) -> NetemSsh:
         """The emulator behind an SSH address, as a bench file describes it. Does not connect yet."""
         connect = ssh_connector(host=host, port=port, user=user, key=key, known_hosts=known_hosts)
-        return cls(name, {"uplink": uplink_interface, "downlink": downlink_interface}, connect, timeout_s)
+        interfaces: dict[Direction, str] = {"uplink": uplink_interface, "downlink": downlink_interface}
+        sudo = "" if user == "root" else "sudo -n "
+        return cls(name, interfaces, connect, timeout_s, replace_foreign=replace_foreign, sudo=sudo)
 
     def open(self) -> None:
-        """Connect, and refuse (BenchError) when a port is missing or has a qdisc that hil did not make."""
+        """Connect and switch segmentation offloads off.
+
+        Refuses (BenchError) when a port is missing or has a qdisc that hil did not make.
+        """
         with self._lock:
             self._retried(lambda session: None)
 
@@ -335,7 +348,7 @@ class NetemSsh:
         Directions that are left out stay as they are. BenchError when the box does not have exactly what was asked.
         """
         limits = {direction: queue_limit(state) for direction, state in states.items()}
-        changes = [tc_line(self.interfaces[d], state, limits[d]) for d, state in states.items()]
+        changes = [tc_line(self._device(d), state, limits[d]) for d, state in states.items()]
         # Every change before the first read-back: both directions change together.
         batch = "\n".join(changes + [self._show(direction) for direction in states]) + "\n"
 
@@ -368,14 +381,14 @@ class NetemSsh:
 
         def exchange(session: Session) -> list[str]:
             roots = self._ask(session)
-            ours = [self.interfaces[direction] for direction, qdisc in roots.items() if qdisc and qdisc.ours]
-            if not ours:
-                return []
-            session.send("".join(f"qdisc del dev {port} root handle {HANDLE}\n" for port in ours))
-            left = [self.interfaces[d] for d, qdisc in self._ask(session).items() if qdisc and qdisc.ours]
-            if left:
-                raise BenchError(f"link {self.name}: {', '.join(left)} is still shaped after clearing")
-            return ours
+            ours = [direction for direction, qdisc in roots.items() if qdisc and qdisc.ours]
+            if ours:
+                session.send("".join(f"qdisc del dev {self._device(d)} root handle {HANDLE}\n" for d in ours))
+                left = [self.interfaces[d] for d, qdisc in self._ask(session).items() if qdisc and qdisc.ours]
+                if left:
+                    raise BenchError(f"link {self.name}: {', '.join(left)} is still shaped after clearing")
+            self._undo(session)
+            return [self.interfaces[direction] for direction in ours]
 
         with self._lock:
             return self._retried(exchange, foreign_ok=True)
@@ -392,15 +405,21 @@ class NetemSsh:
             "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
         )
         ports = list(self.interfaces.values())
-        features = "; ".join(f"echo '== {port}'; /sbin/ethtool -k {shlex.quote(port)} 2>/dev/null" for port in ports)
 
         def exchange(session: Session) -> dict[str, Any]:
             kernel, tc, netem, clocksource, *_ = [*session.run(script, self.timeout_s).splitlines(), *["unknown"] * 4]
-            offloads = parse_offloads(session.run(features, self.timeout_s))
+            offloads = self._offloads(session)
             roots = {self.interfaces[direction]: qdisc for direction, qdisc in self._ask(session).items()}
-            interfaces = {port: _port_facts(roots[port], offloads.get(port)) for port in ports}
-            facts = {"kernel": kernel, "tc": tc, "netem": netem, "clocksource": clocksource, "interfaces": interfaces}
-            return facts | {"warnings": _warnings(netem, clocksource, interfaces)}
+            interfaces = {port: _port_facts(roots[port], offloads.get(ingress.port_of(port) or port)) for port in ports}
+            facts = {
+                "backend": "netem over SSH",
+                "kernel": kernel,
+                "tc": tc,
+                "netem": netem,
+                "clocksource": clocksource,
+                "interfaces": interfaces,
+            }
+            return facts | {"warnings": port_warnings(netem, clocksource, interfaces)}
 
         with self._lock:
             return self._retried(exchange, foreign_ok=True)
@@ -421,7 +440,9 @@ class NetemSsh:
                 if self._session is None:
                     self._session, self._checked = self.connect(), False
                 if not (self._checked or foreign_ok):
+                    self._lead_arrivals(self._session)
                     self._refuse_foreign(self._ask(self._session))
+                    self._stop_offloads(self._session)
                     self._checked = True
                 return exchange(self._session)
             except Lost as error:
@@ -443,19 +464,61 @@ class NetemSsh:
 
     def _refuse_foreign(self, roots: Mapping[Direction, Qdisc | None]) -> None:
         for direction, qdisc in roots.items():
-            if qdisc and qdisc.foreign:
+            if qdisc and qdisc.foreign and not self.replace_foreign:
                 port = self.interfaces[direction]
                 raise BenchError(
                     f"link {self.name}: {port} has a root qdisc that hil did not make: {qdisc.kind} {qdisc.handle}",
-                    hint=f"if nobody needs it, on the box: tc qdisc del dev {port} root",
+                    hint=f"if nobody needs it, on the box: tc qdisc del dev {port} root; "
+                    "or `replace_qdisc: true` for the link",
                 )
+
+    def _device(self, direction: Direction) -> str:
+        """Where the direction's qdisc sits."""
+        return ingress.device(self.interfaces[direction])
+
+    def _offloads(self, session: Session) -> dict[str, dict[str, bool]]:
+        ports = dict.fromkeys(ingress.port_of(name) or name for name in self.interfaces.values())
+        asked = "; ".join(f"echo '== {port}'; /sbin/ethtool -k {shlex.quote(port)} 2>/dev/null" for port in ports)
+        return parse_offloads(session.run(asked, self.timeout_s))
+
+    def _stop_offloads(self, session: Session) -> None:
+        """Switch off what is on; what the driver does not let go of stays, and preflight warns of it."""
+        for port, features in self._offloads(session).items():
+            if on := [name for name, value in features.items() if value]:
+                switches = "; ".join(f"{self.sudo}/sbin/ethtool -K {shlex.quote(port)} {name} off" for name in on)
+                session.run(switches, self.timeout_s)
+                self._switched_off.setdefault(port, []).extend(on)
+
+    def _lead_arrivals(self, session: Session) -> None:
+        """Make the ifb devices for `ingress:` interfaces, unless they are there."""
+        for port in filter(None, map(ingress.port_of, self.interfaces.values())):
+            there = f"[ -e /sys/class/net/{shlex.quote(ingress.device('ingress:' + port))} ] && echo there"
+            if session.run(there, self.timeout_s).strip() == "there":
+                continue
+            if said := session.run(self._script(ingress.set_up(port)), self.timeout_s).strip():
+                session.run(self._script(ingress.take_down(port)[1:]), self.timeout_s)
+                raise BenchError(f"link {self.name}: ingress of {port}: the box says: {said}", hint=_hint(said))
+
+    def _undo(self, session: Session) -> None:
+        """Take ifb devices down and bring offloads back that this driver switched off."""
+        for port in filter(None, map(ingress.port_of, self.interfaces.values())):
+            there = f"[ -e /sys/class/net/{shlex.quote(ingress.device('ingress:' + port))} ] && "
+            session.run(there + "{ " + self._script(ingress.take_down(port)) + "; }", self.timeout_s)
+        for port, names in self._switched_off.items():
+            words = "; ".join(f"{self.sudo}/sbin/ethtool -K {shlex.quote(port)} {name} on" for name in names)
+            session.run(words, self.timeout_s)
+        self._switched_off.clear()
+        self._checked = False
+
+    def _script(self, commands: list[list[str]]) -> str:
+        return " && ".join(f"{self.sudo}/sbin/{shlex.join(argv)}" for argv in commands)
 
     def _ask(self, session: Session) -> dict[Direction, Qdisc | None]:
         session.send("".join(self._show(direction) + "\n" for direction in self.interfaces))
         return {direction: self._answer(session, direction)[1] for direction in self.interfaces}
 
     def _show(self, direction: Direction) -> str:
-        return f"qdisc show dev {self.interfaces[direction]}"
+        return f"qdisc show dev {self._device(direction)}"
 
     def _answer(self, session: Session, direction: Direction) -> tuple[float, Qdisc | None]:
         """When the answer to one `show` came, and the port's root qdisc. Lines before it are complaints: BenchError."""
@@ -468,6 +531,8 @@ class NetemSsh:
             complaints.append(line.strip())
         arrived_s = self.clock()
         said = "; ".join(text for text in complaints if text and not text.startswith("Command failed"))
+        if "Cannot find device" in said and not self._checked and ingress.port_of(self.interfaces[direction]):
+            return arrived_s, None  # its ifb device is made when the link is opened
         if complaints:
             raise BenchError(f"link {self.name}: {self.interfaces[direction]}: tc says: {said}", hint=_hint(said))
         try:
@@ -510,7 +575,7 @@ def parse_offloads(text: str) -> dict[str, dict[str, bool]]:
     return found
 
 
-def _warnings(netem: str, clocksource: str, interfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def port_warnings(netem: str, clocksource: str, interfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader of the results should know about the box."""
     found = []
     if netem == "missing":
@@ -523,6 +588,8 @@ def _warnings(netem: str, clocksource: str, interfaces: Mapping[str, Mapping[str
         if facts["offloads"] is None:
             found.append(f"{port}: offloads unknown (no ethtool on the box)")
         elif on := [name for name, value in facts["offloads"].items() if value]:
-            switches = " ".join(f"{name} off" for name in on)
-            found.append(f"{port}: one loss may take 64 KiB; on the box: ethtool -K {port} {switches}")
+            found.append(
+                f"{port}: {', '.join(on)} on: one loss may take 64 KiB; hil switches off what the driver lets it, "
+                "once it shapes"
+            )
     return found
