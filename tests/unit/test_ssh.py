@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from typing_extensions import Buffer
 
-from hil.drivers import ssh
-from hil.drivers.ssh import SftpError, Shell, ShellLost, ShellTimeout, Upload
+from hil.drivers.ssh import SftpError, Shell, ShellLost, ShellTimeout, Upload, sftp, transfer
+from hil.drivers.ssh import shell as shell_module
 from hil.errors import BenchError, BoardError
 from hil.inference import onboard
 
@@ -321,7 +321,7 @@ def _alive(pid: int) -> bool:
 def test_a_server_that_never_answers_hangs_nobody(
     board: BoardServer, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "_GRACE_S", 0.2)
+    monkeypatch.setattr(shell_module, "_GRACE_S", 0.2)
     board.mute.set()
     began = time.monotonic()
     with pytest.raises(ShellTimeout):
@@ -520,9 +520,9 @@ def test_nothing_is_activated_with_a_wrong_hash(shell: Shell, source: Path, tmp_
 
 
 def test_sftp_packets() -> None:
-    packet = ssh.sftp_packet(6, 7, b"h", (1 << 33,), b"data")
+    packet = sftp.sftp_packet(6, 7, b"h", (1 << 33,), b"data")
     assert packet.hex() == "0000001a0600000007000000016800000002000000000000000464617461"
-    decoder = ssh.SftpDecoder()
+    decoder = sftp.SftpDecoder()
     stream = b"".join(struct.pack(">IBI", 9, 101, number) + bytes(4) for number in range(5))
     found = [item for at in range(len(stream)) for item in decoder.feed(stream[at : at + 1])]
     assert found == [(101, number, bytes(4)) for number in range(5)]
@@ -535,7 +535,7 @@ class ScriptedChannel:
 
     def __init__(self, extensions: bytes) -> None:
         self.requests: list[tuple[int, int, bytes]] = []
-        self._decoder, self._answers = ssh.SftpDecoder(), bytearray()
+        self._decoder, self._answers = sftp.SftpDecoder(), bytearray()
         self._extensions = extensions
 
     def settimeout(self, timeout_s: float) -> None:
@@ -566,9 +566,9 @@ class ScriptedChannel:
 @pytest.mark.parametrize("extensions", [b"", b"\0\0\0\x11fsync@openssh.com\0\0\0\x011"])
 def test_written_bytes_are_put_on_disk_where_the_server_can(extensions: bytes, source: Path) -> None:
     channel = ScriptedChannel(extensions)
-    remote = ssh._RemoteFile(channel, "x.part", 1.0)  # type: ignore[arg-type]
+    remote = sftp.RemoteFile(channel, "x.part", 1.0, write=True)  # type: ignore[arg-type]
     upload = Upload(source, "x", write_bytes=100_000, window_bytes=400_000, sync_bytes=500_000)
-    progress = ssh._Progress(0.0)
+    progress = transfer.Progress(0.0)
     upload._stream(remote, progress, threading.Event(), None)
     assert progress.offset == upload.total
     kinds = [kind for kind, _, _ in channel.requests]

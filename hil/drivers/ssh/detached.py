@@ -1,0 +1,75 @@
+"""A command on the board that outlives its connection: for work over a link that comes and goes."""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hil.drivers.ssh.connection import ShellTimeout
+from hil.drivers.ssh.shell import Shell
+from hil.errors import BoardError
+from hil.model import Completed
+
+# The shell that starts it leads the process group, also after its own end; `status` appears whole or not at all.
+_START = """
+mkdir -p "$1" && cd "$1" && rm -f status && echo $$ >group || exit
+where=$1; shift
+{ cd - >/dev/null; "$@" </dev/null >"$where/stdout" 2>"$where/stderr"; echo $? >"$where/status.new"
+  mv "$where/status.new" "$where/status"; } </dev/null >/dev/null 2>&1 &
+"""
+_POLL = """
+test -d "$1" || exit 9
+cat "$1/status" 2>/dev/null && exit
+read -r group <"$1/group" && kill -0 -"$group" 2>/dev/null && exit 8
+cat "$1/status" 2>/dev/null || exit 9
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A handle that any later connection can use: `directory` on the board holds output and status.
+
+    `directory` belongs to this command alone; on a tmpfs it also tells a reboot from an end. Its status is 128 + the
+    signal when one ended it, as the shell that waits for it counts.
+    """
+
+    directory: str
+    argv: tuple[str, ...]
+
+    @classmethod
+    def start(cls, shell: Shell, argv: Sequence[str], directory: str, timeout_s: float = 20.0) -> Detached:
+        """Start `argv` and leave it; what an earlier command left in `directory` is replaced."""
+        if not posixpath.isabs(directory):
+            raise ValueError("directory must be absolute")
+        shell.run(["sh", "-c", _START, "sh", directory, *argv], timeout_s, check=True)
+        return cls(directory, tuple(argv))
+
+    def poll(self, shell: Shell, timeout_s: float = 20.0) -> int | None:
+        """Its status if it has ended, None while it runs. Raises BoardError when it vanished: reboot, or killed."""
+        done = shell.run(["sh", "-c", _POLL, "sh", self.directory], timeout_s)
+        if done.returncode == 8:
+            return None
+        if done.returncode != 0 or not done.stdout.strip().isdigit():
+            raise BoardError(f"{shell.name}: `{self.argv[0]}` in {self.directory} is gone without a status")
+        return int(done.stdout)
+
+    def output(self, shell: Shell, timeout_s: float = 20.0) -> tuple[str, str]:
+        """stdout and stderr so far."""
+        read = [shell.run(["cat", f"{self.directory}/{name}"], timeout_s, check=True) for name in ("stdout", "stderr")]
+        return read[0].stdout, read[1].stdout
+
+    def wait(self, shell: Shell, timeout_s: float, poll_s: float = 0.2) -> Completed:
+        """Wait for its end over this connection; it goes on when the connection or `timeout_s` ends."""
+        began = time.monotonic()
+        while (status := self.poll(shell)) is None:
+            if time.monotonic() - began > timeout_s:
+                raise ShellTimeout(f"{shell.name}: `{self.argv[0]}` still runs after {timeout_s:g} s")
+            time.sleep(poll_s)
+        return Completed(self.argv, *self.output(shell), status, time.monotonic() - began)
+
+    def kill(self, shell: Shell, timeout_s: float = 20.0) -> None:
+        """Kill it and what it started; no error when it has ended."""
+        script = 'read -r group <"$1/group" && kill -KILL -"$group" 2>/dev/null; :'
+        shell.run(["sh", "-c", script, "sh", self.directory], timeout_s, check=True)

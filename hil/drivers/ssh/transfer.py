@@ -1,0 +1,112 @@
+"""What uploads and downloads share: where an attempt stands, who aborts it when nothing moves, and file hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hil.drivers.ssh.connection import ShellLost, ShellTimeout
+from hil.drivers.ssh.shell import Shell
+from hil.errors import BoardError
+
+if TYPE_CHECKING:
+    import paramiko
+
+# Digest of the first N bytes of a file, by what every POSIX board has.
+_HASH_HEAD = 'head -c "$1" <"$2" | sha256sum'
+# Hashing is quick beside the link, but an emulated board reads its disk slowly.
+_HASH_BYTES_PER_S = 5e6
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one contact achieved. `offset` is the confirmed size; bytes are payload, without protocol.
+
+    `resent_bytes`: what this contact moved again because an earlier one was cut before it was confirmed.
+    """
+
+    start_offset: int
+    offset: int
+    sent_bytes: int
+    resent_bytes: int
+    duration_s: float
+    complete: bool
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where one attempt stands; written by the transferring thread, read by its watcher."""
+
+    began_s: float
+    moved_s: float = 0.0
+    offset: int = 0
+    sent_to: int = 0
+
+
+@contextlib.contextmanager
+def sftp_channel(shell: Shell, timeout_s: float) -> Iterator[paramiko.Channel]:
+    """A channel with the board's SFTP server, closed at the end."""
+    channel = shell.subsystem("sftp", timeout_s)
+    try:
+        yield channel
+    finally:
+        # Saying goodbye blocks when the link died with the socket's buffer full.
+        with contextlib.suppress(BoardError), shell.limited(1.0, lambda: "closing sftp"):
+            channel.close()
+
+
+@contextlib.contextmanager
+def watched(shell: Shell, progress: Progress, stop: threading.Event, stall_s: float, doing: str) -> Iterator[None]:
+    """Abort the connection when nothing is confirmed for `stall_s`, or when `stop` finds the transfer stuck."""
+    import paramiko
+
+    done, stalled = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            if stop.is_set() and not done.wait(0.5):
+                shell.abort()
+                return
+            if time.monotonic() - progress.moved_s > stall_s:
+                stalled.set()
+                shell.abort()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    progress.moved_s = time.monotonic()
+    watcher.start()
+    try:
+        yield
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        if stop.is_set():
+            return
+        where = f"{shell.name}: {doing} at {progress.offset} bytes"
+        if stalled.is_set() or isinstance(error, TimeoutError):
+            shell.abort()
+            raise ShellTimeout(f"{where}: nothing confirmed for {stall_s:g} s") from error
+        raise ShellLost(f"{where}: {error or 'connection lost'}") from error
+    finally:
+        done.set()
+        watcher.join()
+
+
+def local_sha256(path: Path, length: int) -> str:
+    """Hex digest of the first `length` bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while length > 0 and (data := stream.read(min(length, 1 << 20))):
+            digest.update(data)
+            length -= len(data)
+    return digest.hexdigest()
+
+
+def board_sha256(shell: Shell, path: str, length: int, timeout_s: float) -> str:
+    """Hex digest of the first `length` bytes of a file on the board; needs `head` and `sha256sum` there."""
+    argv = ["sh", "-c", _HASH_HEAD, "sh", str(length), path]
+    return shell.run(argv, timeout_s + length / _HASH_BYTES_PER_S, check=True).stdout.split(" ")[0].strip()
