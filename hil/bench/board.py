@@ -211,8 +211,8 @@ class BoardOwner:
             await self.off("latch-up: the board's other inputs")
         await asyncio.sleep(max(0.0, done.verified_s + off_s - self._monotonic()))
         answer = await self.on(voltage_v, allowed)
-        self._event("latch_up_restart", {"board": self.name, "off_s": answer["time_s"] - done.cut_s})
-        return {**asdict(done), "held_s": done.cut_s - done.exceeded_s, "restarted": True, **answer}
+        self._event("latch_up_restart", {"board": self.name, "off_s": answer["on_s"] - done.cut_s})
+        return {**answer, **asdict(done), "held_s": done.cut_s - done.exceeded_s}
 
     def arm_cut(self, point: CutPoint, allowed: Callable[[], object]) -> ArmedCut:
         """Cut the board's power at a place on its console; one at a time."""
@@ -396,6 +396,7 @@ class BoardOwner:
         await self._start_loops()
         offset = None if self.console is None else self.console.ring.end
         reading: Reading | None = None
+        on_s: float | None = None
         try:
             for (loop, task), channel in zip(self._loops, self.channels, strict=True):
                 await asyncio.sleep(channel.on_delay_s)
@@ -403,12 +404,12 @@ class BoardOwner:
                 asked = voltage_v is not None and channel.main
                 setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a) if asked and voltage_v else None
                 powered = await _ask(loop.request_on(setpoint), task)
-                reading = reading or powered.reading
+                reading, on_s = reading or powered.reading, on_s or powered.on_s
         except BaseException:
             if len(self.channels) > 1:
                 await asyncio.shield(self._all_off("start of another channel failed"))
             raise
-        return {**self._answer(reading), "console_offset": offset}
+        return {**self._answer(reading), "console_offset": offset, "on_s": on_s}
 
     async def _all_off(self, how: str) -> Reading | None:
         self._last_off = None

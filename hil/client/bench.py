@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hil.client.console import Console
+from hil.client.faults import BrownOut, CutAt, LatchUp
 from hil.client.flight import Flight
 from hil.client.http import DaemonGone, Http
 from hil.errors import BenchError, BoardError, HilError, UsageError
@@ -326,9 +327,24 @@ class Board:
         self.lease.check(self.name)
         return self.lease.token
 
-    def _call(self, method: str, path: str, body: object = None) -> Any:
+    def press(self, line: str, hold_s: float = 0.2) -> None:
+        """Assert a control line of the bench file (power-button, reset, recovery) for `hold_s` seconds."""
+        self._line(line, "press", hold_s)
+
+    def hold_line(self, line: str) -> None:
+        """Assert a control line until `release_line` or the end of the lease."""
+        self._line(line, "hold")
+
+    def release_line(self, line: str) -> None:
+        """Let go of a control line."""
+        self._line(line, "release")
+
+    def _line(self, line: str, action: str, hold_s: float = 0.2) -> None:
+        self._call("POST", f"lines/{line}", {"action": action, "hold_s": hold_s})
+
+    def _call(self, method: str, path: str, body: object = None, timeout_s: float = POWER_TIMEOUT_S) -> Any:
         return self.bench.http.call(
-            method, f"/v1/boards/{self.name}/{path}", body, token=self._driving(), timeout_s=POWER_TIMEOUT_S
+            method, f"/v1/boards/{self.name}/{path}", body, token=self._driving(), timeout_s=timeout_s
         )
 
 
@@ -355,6 +371,73 @@ class Power:
     def read(self) -> Reading:
         """The newest measurement; needs no lease."""
         return _reading(self._board.bench.http.get(f"/v1/boards/{self._board.name}/power"))
+
+    def brown_out(self, depth_v: float, duration_s: float) -> BrownOut:
+        """Lower the bus by `depth_v` for `duration_s` (10 ms to 60 s), as fast as the supply allows: the result says
+        what was reached. Raises UsageError, with nothing sent, outside the board's envelope.
+        """
+        self._board.accept_power_cut()
+        answer = self._fault("brown-out", {"depth_v": depth_v, "duration_s": duration_s}, duration_s)
+        return BrownOut(**{name: answer[name] for name in BrownOut.__slots__})
+
+    def latch_up(
+        self, threshold_a: float, hold_s: float, off_s: float, *, added_a: float = 0.0, wait_s: float = 60.0
+    ) -> LatchUp:
+        """Cut when the board draws more than `threshold_a` for `hold_s`, rest for `off_s`, start it again.
+
+        `added_a` is added to what is measured, so that a latch-up can be emulated without an electronic load. Raises
+        BenchError when the current did not stay above the threshold within `wait_s`.
+        """
+        self._board.accept_power_cut()
+        body = {"threshold_a": threshold_a, "hold_s": hold_s, "off_s": off_s, "added_a": added_a, "wait_s": wait_s}
+        answer = self._fault("latch-up", body, wait_s + off_s)
+        offset = answer.get("console_offset")
+        if offset is not None:
+            self._board.console.seek(offset)
+        off_s = answer["on_s"] - answer["cut_s"]
+        names = ("held_s", "peak_a", "energy_above_j", "added_a")
+        return LatchUp(**{name: answer[name] for name in names}, off_s=off_s)
+
+    def cut_at(
+        self,
+        pattern: str | None = None,
+        *,
+        byte_offset: int | None = None,
+        delay_s: float = 0.0,
+        timeout_s: float = 120.0,
+    ) -> CutAt:
+        """Arm a power cut at a place on the console: a regular expression, or so many bytes from now on.
+
+        The daemon watches and cuts; this returns at once. Raises UsageError for a board without a console.
+        """
+        body = {"pattern": pattern, "byte_offset": byte_offset, "delay_s": delay_s, "timeout_s": timeout_s}
+        self._board._call("POST", "power/cut-at", body)
+
+        def call(method: str, wait_s: float) -> Mapping[str, Any]:
+            path = f"/v1/boards/{self._board.name}/power/cut-at"
+            if method == "DELETE":
+                answer: Mapping[str, Any] = self._board._call("DELETE", "power/cut-at")
+                return answer
+            answer = self._board.bench.http.get(f"{path}?wait_s={wait_s:g}", timeout_s=wait_s + POWER_TIMEOUT_S)
+            return answer
+
+        return CutAt(call, self._board.accept_power_cut, self._board.name)
+
+    def outlet(self, on: bool | None = None) -> bool | None:
+        """What the outlet behind the supply says, after switching it if asked to; None when it cannot say."""
+        body = None if on is None else {"on": on}
+        if body is None:
+            answer = self._board.bench.http.get(f"/v1/boards/{self._board.name}/outlet")
+        else:
+            answer = self._board._call("POST", "outlet", body)
+        value: bool | None = answer["on"]
+        return value
+
+    def _fault(self, path: str, body: object, lasts_s: float) -> dict[str, Any]:
+        answer: dict[str, Any] = self._board._call("POST", f"power/{path}", body, POWER_TIMEOUT_S + lasts_s)
+        if self._board.lease is not None:
+            self._board.lease.power_epochs[self._board.name] = answer["power_epoch"]
+        return answer
 
     def _act(self, action: str, voltage_v: float | None) -> Reading:
         self._board.accept_power_cut()  # also of a call that fails half-way: what it cut, the client cut

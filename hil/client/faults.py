@@ -1,0 +1,87 @@
+"""What clients hold of power faults made on purpose: their results, and a power cut that waits for its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hil.errors import BenchError
+
+ASK_S = 20.0  # one long poll
+
+
+@dataclass(frozen=True, slots=True)
+class BrownOut:
+    """A dip as it was: `reached_s` instead of `asked_s`, with `command_s` a measured exchange of the supply.
+
+    `lowest_v` is None when the dip was too short to be measured. `lockout`: below the board's lock-out, so that its
+    power counts as cut.
+    """
+
+    low_v: float
+    asked_s: float
+    reached_s: float
+    command_s: float
+    lowest_v: float | None
+    output_on: bool
+    lockout: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LatchUp:
+    """A latch-up cut and restart: seconds above the threshold before the cut, highest current, energy above it."""
+
+    held_s: float
+    peak_a: float
+    energy_above_j: float
+    added_a: float
+    off_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CutDone:
+    """A power cut at its place: what matched, the console offset after it, and what the cut took.
+
+    `overshoot_bytes` were read beyond the place in the same go; `latency_s` from the place to the supply's answer.
+    """
+
+    matched: str
+    offset: int
+    overshoot_bytes: int
+    latency_s: float
+    discharge_s: float
+
+
+class CutAt:
+    """An armed power cut. `wait` for it, or `disarm` it; it is disarmed with the lease."""
+
+    def __init__(self, call: Callable[[str, float], Mapping[str, Any]], done: Callable[[], None], board: str) -> None:
+        self._call = call
+        self._done = done
+        self._board = board
+
+    def wait(self, timeout_s: float = 120.0) -> CutDone:
+        """The finished cut. Raises BenchError when it failed, was disarmed or did not come in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            report = self._call("GET", min(left, ASK_S))
+            if report["state"] == "done":
+                self._done()
+                return CutDone(
+                    matched=report["matched"],
+                    offset=report["offset"],
+                    overshoot_bytes=report["seen_offset"] - report["offset"],
+                    latency_s=report["latency_s"],
+                    discharge_s=report["verified_s"] - report["off_s"],
+                )
+            if report["state"] in ("failed", "disarmed"):
+                raise BenchError(f"the cut of board {self._board} {report['state']}: {report['trouble']}".rstrip(": "))
+            if left == 0.0:
+                raise BenchError(f"the cut of board {self._board} did not come within {timeout_s:g} s")
+
+    def disarm(self) -> None:
+        """Call it off; one that is being done is waited for."""
+        self._call("DELETE", 0.0)
