@@ -11,12 +11,13 @@ from pathlib import Path
 import click
 
 from hil.cli.options import bench_option, board_option, json_option, print_json, the_bench
+from hil.cli.power import line, outlet, power
 from hil.errors import BenchError, UsageError
 
 
 @click.group()
 def board() -> None:
-    """List boards; power, console, ssh."""
+    """List boards; power, control lines, console, ssh."""
 
 
 @board.command("list")
@@ -41,32 +42,9 @@ def list_(bench_file: str | None, as_json: bool) -> None:
         click.echo(f"{row['name']:12} {row['type']:20} {row['arch']:10} {row['hardware']}")
 
 
-@board.command()
-@bench_option
-@board_option
-@click.argument("action", type=click.Choice(["read", "on", "off", "cycle"]))
-@json_option
-def power(bench_file: str | None, board_name: str | None, action: str, as_json: bool) -> None:
-    """Measure, or switch. Switching needs a lease: `hil lease acquire BOARD` first."""
-    from dataclasses import asdict
-
-    from hil.cli.lease import held_lease
-    from hil.client import attach
-
-    bench = the_bench(bench_file)
-    name, _, _ = bench.board(board_name)
-    with attach(bench) as client:
-        if action != "read":
-            with held_lease(client, bench, name) as lease:
-                getattr(client.board(name, lease).power, action)()
-        reading = client.board(name).power.read()
-    if as_json:
-        print_json(asdict(reading))
-        return
-    click.echo(
-        f"{name}: output {'on' if reading.output_on else 'off'}  {reading.voltage_v:.3f} V  "
-        f"{reading.current_a:.3f} A  {reading.power_w:.2f} W"
-    )
+board.add_command(power)
+board.add_command(line)
+board.add_command(outlet)
 
 
 @board.command()

@@ -81,12 +81,12 @@ def acquire(
         granted = daemon.lease(
             boards, ttl_s=ttl_s, wait_s=wait_s, preempt=preempt, reason=reason, pid=None, renew=False
         )
-    for board in boards:
+    for board in granted.boards:  # more than asked for, where boards can only be leased together
         path = _store(bench, board)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w") as file:
             json.dump({"lease": granted.id, "token": granted.token, "boards": granted.boards, "ttl_s": ttl_s}, file)
-    click.echo(f"leased {', '.join(boards)} for {ttl_s:g} s")
+    click.echo(f"leased {', '.join(granted.boards)} for {ttl_s:g} s")
 
 
 @lease.command()
