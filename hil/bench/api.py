@@ -33,13 +33,22 @@ class Body(BaseModel):
 
 
 class LeaseBody(Body):
-    boards: list[str]
+    """`boards`, or the first of `any_of` that is free."""
+
+    boards: list[str] = Field(default_factory=list, max_length=100)
+    any_of: list[list[str]] = Field(default_factory=list, max_length=1000)
     holder: str = Field(max_length=200)
+    user: str = Field(default="", max_length=100)
+    priority: int = Field(default=0, ge=-10, le=10)
     pid: int | None = None
     ttl_s: float = 30.0
     wait_s: float = Field(default=0.0, ge=0, le=24 * 3600)
     preempt: bool = False
     reason: str = Field(default="", max_length=500)
+
+
+class FlashBody(Body):
+    grace_s: float = Field(gt=0)
 
 
 class PowerBody(Body):
@@ -157,11 +166,15 @@ def _bench_routes(app: FastAPI, daemon: Daemon) -> None:
 
     @app.post("/v1/leases", response_model=None)
     async def acquire(body: LeaseBody, request: Request) -> JSONResponse:
-        return JSONResponse(await daemon.acquire(body, request.is_disconnected))
+        return JSONResponse(await daemon.acquire(body, None, request.is_disconnected))
 
     @app.get("/v1/leases", response_model=None)
     async def leases() -> JSONResponse:
         return JSONResponse(daemon.list_leases())
+
+    @app.get("/v1/waiting", response_model=None)
+    async def waiting() -> JSONResponse:
+        return JSONResponse(daemon.list_waiting())
 
     @app.post("/v1/leases/{lease}/renew", response_model=None)
     async def renew(lease: str, token: Token = None) -> JSONResponse:
@@ -190,6 +203,14 @@ def _board_routes(app: FastAPI, daemon: Daemon) -> None:
     @app.get("/v1/boards/{board}/check", response_model=None)
     async def check(board: str, power_epoch: int | None = None, token: Token = None) -> JSONResponse:
         return JSONResponse(daemon.check(board, power_epoch, token))
+
+    @app.post("/v1/boards/{board}/flash", response_model=None)
+    async def begin_flash(board: str, body: FlashBody, token: Token = None) -> JSONResponse:
+        return JSONResponse(daemon.flash(board, body.grace_s, token))
+
+    @app.delete("/v1/boards/{board}/flash", response_model=None)
+    async def end_flash(board: str, token: Token = None) -> JSONResponse:
+        return JSONResponse(daemon.flash(board, None, token))
 
     @app.get("/v1/boards/{board}/power", response_model=None)
     async def read_power(board: str) -> JSONResponse:

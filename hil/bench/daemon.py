@@ -21,10 +21,9 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import hil
 from hil.bench import leases as lease_module
@@ -36,12 +35,15 @@ from hil.bench.deadman import ArmedOutput, Deadman
 from hil.bench.doctor import examine
 from hil.bench.exporter import BenchMetrics, Exporter, serve_metrics
 from hil.bench.flight import FlightControl
+from hil.bench.journal import utc_text
+from hil.bench.lease_desk import LeaseDesk, Request, Waiter
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
 from hil.bench.levels import CutTimes, Layers, SupplyWatchdog
 from hil.bench.player import LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import PowerSample
 from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, finish_leftovers
+from hil.bench.shutdown import shut_down
 from hil.bench.sockets import bind_unix
 from hil.drivers.dialects import dialect
 from hil.drivers.netem import NetemSsh
@@ -49,7 +51,7 @@ from hil.drivers.scpi import ScpiSupply
 from hil.drivers.serial_port import LineSettings
 from hil.errors import BenchError, ExitCode, HilError, SafetyError, UsageError
 from hil.inventory import Bench, load_bench
-from hil.inventory.bench import ConsoleWire, PowerWire
+from hil.inventory.bench import ConsoleWire, PowerWire, ShutdownThenOff
 from hil.inventory.board_type import BoardType
 from hil.model import Direction, LinkState, Setpoint
 
@@ -57,12 +59,9 @@ if TYPE_CHECKING:
     from hil.bench.api import ClockBody, FlightBody, LatchUpBody, LeaseBody
 
 log = logging.getLogger("hil.daemon")
-_T = TypeVar("_T")
 
 IDLE_S = 60.0
 LOG_BYTES = 4 << 20
-LEASE_TICK_S = 0.5
-DISCONNECT_TICK_S = 0.5
 OFF_S = 15.0
 
 
@@ -154,10 +153,6 @@ class Daemon:
         self._started_s = time.time()
         self._metrics_port = 0
         self._stop = asyncio.Event()
-        self._lease_event = asyncio.Event()
-        self._waiting: list[tuple[frozenset[str], asyncio.Event]] = []
-        self._watched: dict[str, int] = {}
-        self._settling = asyncio.Lock()
         self._flight_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks = [InstrumentLock(address) for address in _addresses(bench)]
@@ -175,10 +170,7 @@ class Daemon:
             name: LinkOwner(name, _link_driver(bench, name), self.state_dir / f"link-{name}.touched")
             for name in bench.file.links
         }
-        # Writes wait for the disk: on a thread of their own. Reads are the loop's, on a second connection.
-        self._lease_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hil-leases")
-        self._lease_writer: LeaseStore
-        self._leases: LeaseStore
+        self._desk = LeaseDesk(self._open_leases, _LeasedBoards(self), self._spawn, boot_clock)
 
     # --------------------------------------------------------------------------------------------- its life
     async def run(self) -> ExitCode:
@@ -200,7 +192,7 @@ class Daemon:
 
     def request_stop(self, force: bool) -> None:
         """Stop soon. Refused while boards are leased, unless `force`."""
-        held = self._leases.leases()
+        held = self._desk.leases()
         if held and not force:
             raise BenchError(
                 "; ".join(f"{', '.join(item.boards)} leased by {item.holder}" for item in held),
@@ -220,12 +212,9 @@ class Daemon:
                 with contextlib.suppress(BenchError):
                     await link.clear()
         await self._heart.ensure()
-        self._lease_writer = await self._write(self._open_leases)
-        self._leases = self._open_leases()
         for name in self.bench.file.boards:
             self.boards[name] = self._make_board(name)
-        await self._write(lambda: self._lease_writer.expire(boot_clock()))
-        self._watch_holders()
+        await self._desk.open()
         for board in self.boards.values():
             if board.console is not None:
                 board.console.start()
@@ -235,7 +224,7 @@ class Daemon:
         self._spawn(server.serve_forever(), "metrics")
         (self.runtime_dir / "metrics.port").write_text(f"{self._metrics_port}\n")
         self._busy()
-        self._spawn(self._keep_leases(), "leases")
+        self._spawn(self._desk.keep(), "leases")
         self._spawn(self._watch_deadman(), "deadman")
         self._spawn(self._watch_idle(), "idle")
         self._spawn(self._serve_api(), "api")
@@ -288,11 +277,12 @@ class Daemon:
         log.info("received %s", signal.Signals(number).name)
         self._stop.set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task the daemon cannot live without: its failure ends the daemon, in the safe state."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -326,9 +316,7 @@ class Daemon:
         while True:
             await asyncio.sleep(min(1.0, self._idle_s / 5))
             if (
-                self._leases.leases()
-                or self._waiting
-                or self._leases.unsettled()
+                self._desk.busy()
                 or (self.flight is not None and self.flight.state != "ended")
                 or any(board.energized for board in self.boards.values())
             ):
@@ -443,7 +431,7 @@ class Daemon:
     def _need(self, token: str | None, name: str) -> BoardOwner:
         """The board, when `token` holds it now."""
         board = self._board(name)
-        self._leases.check(token, name, boot_clock())
+        self._desk.check(token, name)
         return board
 
     def _may_drive(self, token: str | None, name: str) -> BoardOwner:
@@ -492,9 +480,7 @@ class Daemon:
     def read_lines(self, name: str) -> dict[str, Any]:
         return self._board(name).controls.state()
 
-    async def drive_line(
-        self, name: str, line: str, action: str, hold_s: float, token: str | None
-    ) -> dict[str, Any]:
+    async def drive_line(self, name: str, line: str, action: str, hold_s: float, token: str | None) -> dict[str, Any]:
         controls = self._may_drive(token, name).controls
         if action == "press":
             await controls.press(line, hold_s)
@@ -544,150 +530,80 @@ class Daemon:
         return board.console
 
     # --------------------------------------------------------------------------------------------- its leases
-    async def acquire(self, body: LeaseBody, disconnected: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
-        """Grant, or wait in line for at most `wait_s`: whoever asked first for a board gets it first."""
+    async def acquire(
+        self, body: LeaseBody, user: str | None, disconnected: Callable[[], Awaitable[bool]]
+    ) -> dict[str, Any]:
+        """Grant, or wait in line for at most `wait_s`. `user`: who it is on another host; None on this one."""
         self._busy()
-        wanted = frozenset(self._leases.together(body.boards))
-        turn = asyncio.Event()
-        place = (wanted, turn)
-        deadline = time.monotonic() + body.wait_s
-        self._waiting.append(place)
-        try:
-            while True:
-                ahead = not body.preempt and any(
-                    others & wanted for others, _ in self._waiting[: self._waiting.index(place)]
-                )
-                late = time.monotonic() >= deadline
-                if not ahead:
-                    try:
-                        lease, token = await self._grant(body)
-                        break
-                    except BenchError:
-                        if late:
-                            raise
-                elif late:
-                    raise BenchError(
-                        f"others wait in line for {', '.join(sorted(wanted))}", hint="wait too: wait_s, --wait-s"
-                    )
-                if await disconnected():
-                    raise BenchError("the client that waited for the lease is gone")
-                turn.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, min(DISCONNECT_TICK_S, deadline - time.monotonic()))):
-                        await turn.wait()
-        finally:
-            self._waiting.remove(place)
-            self._wake()
+        began_s = time.monotonic()
+        request = Request(
+            alternatives=tuple(tuple(dict.fromkeys(boards)) for boards in (body.any_of or [body.boards])),
+            holder=body.holder if user is None else f"{user}: {body.holder}",
+            user=body.user if user is None else f"{user} over TLS",
+            pid=body.pid if user is None else None,  # a process of another host cannot be watched: only its TTL ends it
+            ttl_s=body.ttl_s,
+            wait_s=body.wait_s,
+            priority=body.priority,
+            preempt=body.preempt,
+            reason=body.reason,
+        )
+        lease, token = await self._desk.acquire(request, disconnected)
+        if time.monotonic() - began_s > 1.0 and await disconnected():
+            await self._desk.release(lease.id, token)
+            raise BenchError("the client that waited for the lease is gone")
         return {"lease": lease.id, "token": token, **_public(lease)}
 
-    async def _grant(self, body: LeaseBody) -> tuple[Lease, str]:
-        lease, token = await self._write(
-            lambda: self._lease_writer.acquire(
-                body.boards,
-                holder=body.holder,
-                pid=body.pid,
-                ttl_s=body.ttl_s,
-                now_s=boot_clock(),
-                reason=body.reason,
-                preempt=body.preempt,
-            )
-        )
-        log.info("lease %s of %s for %s %s", lease.id, ", ".join(lease.boards), lease.holder, lease.reason)
-        self._watch_holders()
-        try:
-            # Whoever had them before: first the boards are as that lease's end leaves them.
-            await self._settle()
-            for name in lease.boards:
-                board = self.boards[name]
-                if not board.energized:
-                    board.fault = ""  # its former holder's
-                # Held in outage, or left behind because the link box did not answer at the end of that lease.
-                if board.link is not None and board.link.touched and not self._link_in_use(board):
-                    await board.set_link(None)
-        except HilError:
-            # The client gets the error and no token: nobody could give this lease back.
-            await self._write(lambda: self._lease_writer.release(lease.id, token, boot_clock()))
-            raise
-        return lease, token
-
     async def renew(self, lease_id: str, token: str | None) -> dict[str, Any]:
-        return _public(await self._write(lambda: self._lease_writer.renew(lease_id, token or "", boot_clock())))
+        return _public(await self._desk.renew(lease_id, token))
 
     async def release(self, lease_id: str, token: str | None) -> dict[str, Any]:
         """End a lease; returns when its boards are in their `on_lease_end` state."""
-        await self._write(lambda: self._lease_writer.release(lease_id, token or "", boot_clock()))
-        self._watch_holders()
-        await self._settle()
-        self._wake()
+        await self._desk.release(lease_id, token)
         return {"released": lease_id}
 
     def list_leases(self) -> list[dict[str, Any]]:
+        """Who holds what, since when, until when unless renewed."""
         now_s = boot_clock()
-        return [{"lease": item.id, **_public(item), "left_s": item.expires_s - now_s} for item in self._leases.leases()]
+        return [
+            {
+                "lease": item.id,
+                **_public(item),
+                "since": _utc(item.acquired_s),
+                "until": _utc(item.expires_s),
+                "left_s": item.expires_s - now_s,
+            }
+            for item in self._desk.leases()
+        ]
 
-    async def _keep_leases(self) -> None:
-        """Notice leases that run out or whose holder dies, and act on every end."""
-        while True:
-            await self._write(lambda: self._lease_writer.expire(boot_clock()))
-            self._watch_holders()
-            await self._settle()
-            self._wake()
-            self._lease_event.clear()
-            expiry_s = self._leases.next_expiry_s()
-            # A death is an event of its own pidfd; only the TTL needs a clock.
-            patience = LEASE_TICK_S if expiry_s is None else min(LEASE_TICK_S, max(0.01, expiry_s - boot_clock()))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._lease_event.wait()
+    def list_waiting(self) -> list[dict[str, Any]]:
+        """Who waits for what since when, and why, in the order in which they are served."""
+        return [_waiting(waiter, why) for waiter, why in self._desk.waiting()]
 
-    def _watch_holders(self) -> None:
-        """A pidfd for each lease's holder, for as long as the lease lives."""
-        loop = asyncio.get_running_loop()
-        living = {lease.id: lease for lease in self._leases.leases()}
-        for lease_id in [item for item in self._watched if item not in living]:
-            handle = self._watched.pop(lease_id)
-            loop.remove_reader(handle)
-            os.close(handle)
-        for lease in living.values():
-            if lease.pid is None or lease.id in self._watched:
-                continue
-            watch = lease_module.watch_process(lease.pid, lease.pid_start)
-            if watch is None:
-                self._lease_event.set()
-                continue
-            self._watched[lease.id] = watch
-            loop.add_reader(watch, self._holder_ended, lease.id, watch)
+    def flash(self, name: str, grace_s: float | None, token: str | None) -> dict[str, Any]:
+        """Begin a flash section, or end it with `grace_s` None."""
+        self._board(name)
+        if grace_s is None:
+            self._desk.end_flash(name, token)
+        else:
+            self._desk.begin_flash(name, token, grace_s)
+        return {"flashing": self._desk.flashing(name) is not None}
 
-    def _holder_ended(self, lease_id: str, handle: int) -> None:
-        asyncio.get_running_loop().remove_reader(handle)
-        log.info("the holder of lease %s has ended", lease_id)
-        self._lease_event.set()
-
-    async def _settle(self) -> None:
-        """Bring boards whose lease ended to their `on_lease_end` state."""
-        async with self._settling:
-            for ended in self._leases.unsettled():
-                try:
-                    await self._end_lease(ended)
-                except HilError as error:
-                    log.error("board %s after lease %s: %s", ended.board, ended.lease, error)
-                    if self.boards[ended.board].energized:
-                        raise  # it stays unsettled: the daemon ends, in the safe state
-                    # Off, but its link may not be clear: whoever takes the board next clears it, or is told.
-                await self._write(lambda ended=ended: self._lease_writer.settled(ended))  # type: ignore[misc]
-
-    async def _end_lease(self, ended: Ended) -> None:
-        log.info("board %s: lease %s %s", ended.board, ended.lease, ended.cause)
+    async def end_lease(self, ended: Ended) -> None:
+        """Bring a board whose lease ended to its `on_lease_end` state."""
         board = self.boards.get(ended.board)
         if board is None:
             return  # the bench file no longer names it
-        await board.calm()
+        policy = board.wires.on_lease_end
+        if isinstance(policy, ShutdownThenOff) and board.state == "on":
+            how = await shut_down(board, policy.shutdown_then_off.timeout_s)
+            log.info("board %s: %s", board.name, how)
+            self._board_event(board, "shutdown", {"how": how})
         flight = self._flight_of(board)
         if flight is not None:
             flight.invalidate(f"the lease ended: {ended.cause}")
             await flight.end(f"lease {ended.cause}")
         shared = self._link_in_use(board)
-        if board.wires.on_lease_end == "hold" and board.state == "on":
+        if policy == "hold" and board.state == "on":
             if not shared:
                 await board.hold()
             return
@@ -697,16 +613,22 @@ class Daemon:
         if board.link is not None and not shared:
             await board.link.clear()
 
+    async def make_ready(self, names: Sequence[str]) -> None:
+        """Prepare boards for a new holder."""
+        for name in names:
+            board = self.boards[name]
+            if not board.energized:
+                board.fault = ""  # its former holder's
+            # Held in outage, or left behind because the link box did not answer at the end of that lease.
+            if board.link is not None and board.link.touched and not self._link_in_use(board):
+                await board.set_link(None)
+
     def _link_in_use(self, board: BoardOwner) -> bool:
         """Whether another leased board is reached through the same link box: then the link is not ours to change."""
-        leased = {name for lease in self._leases.leases() for name in lease.boards}
+        leased = {name for lease in self._desk.leases() for name in lease.boards}
         return board.link is not None and any(
             other.link is board.link for name, other in self.boards.items() if name in leased and other is not board
         )
-
-    def _wake(self) -> None:
-        for _, turn in self._waiting:
-            turn.set()
 
     def _open_leases(self) -> LeaseStore:
         return LeaseStore(
@@ -716,9 +638,6 @@ class Daemon:
             started=lease_module.process_started,
             groups=lease_groups(self.bench),
         )
-
-    async def _write(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._lease_thread, work)
 
     # --------------------------------------------------------------------------------------------- its flight
     async def start_flight(self, body: FlightBody, token: str | None) -> dict[str, Any]:
@@ -797,7 +716,7 @@ class Daemon:
     # --------------------------------------------------------------------------------------------- its account
     def status(self) -> dict[str, Any]:
         self._busy()
-        holders = {board: item for item in self._leases.leases() for board in item.boards}
+        holders = {board: item for item in self._desk.leases() for board in item.boards}
         return {
             "bench": self.bench.name,
             "bench_file": str(self.bench.path),
@@ -843,9 +762,25 @@ class Daemon:
             bench=self.bench.name,
             version=hil.__version__,
             deadman_alive=self._heart.alive,
-            leases=len(self._leases.leases()),
+            leases=len(self._desk.leases()),
             boards=tuple(one(board) for board in self.boards.values()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _LeasedBoards:
+    """The daemon's boards as the lease desk needs them."""
+
+    daemon: Daemon
+
+    async def end(self, ended: Ended) -> None:
+        await self.daemon.end_lease(ended)
+
+    async def ready(self, boards: Sequence[str]) -> None:
+        await self.daemon.make_ready(boards)
+
+    def energized(self, board: str) -> bool:
+        return board in self.daemon.boards and self.daemon.boards[board].energized
 
 
 def serve(bench: Bench, *, idle_s: float = IDLE_S, to_terminal: bool = True) -> int:
@@ -937,6 +872,24 @@ def _public(lease: Lease) -> dict[str, Any]:
     """A lease without what only its holder may know."""
     hidden = ("id", "pid_start")
     return {name: value for name, value in asdict(lease).items() if name not in hidden}
+
+
+def _waiting(waiter: Waiter, why: str) -> dict[str, Any]:
+    request = waiter.request
+    return {
+        "holder": request.holder,
+        "any_of": [sorted(boards) for boards in waiter.wanted],
+        "since": _utc(waiter.since_s),
+        "until": _utc(waiter.since_s + request.wait_s),
+        "priority": request.priority,
+        "reason": request.reason,
+        "why": why,
+    }
+
+
+def _utc(boot_s: float) -> str:
+    """A moment of the leases' clock in UTC, by what the host's clock says now."""
+    return utc_text(time.time() + boot_s - boot_clock())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from hil import paths
 from hil.errors import UsageError
@@ -148,6 +148,24 @@ Line = Annotated[
 ]
 
 
+class Shutdown(Strict):
+    """How long a board may take to shut down before its power is cut all the same."""
+
+    timeout_s: float = Field(default=30.0, gt=0, le=300)
+
+
+class ShutdownThenOff(Strict):
+    """`on_lease_end: {shutdown_then_off: {timeout_s: 30}}`: the board type's `shutdown.command`, then off."""
+
+    shutdown_then_off: Shutdown
+
+
+# Unquoted, YAML reads `off` as a boolean.
+OnLeaseEnd = Annotated[
+    Literal["off", "hold"] | ShutdownThenOff, BeforeValidator(lambda value: "off" if value is False else value)
+]
+
+
 class BenchBoard(Strict):
     """One board on the bench."""
 
@@ -164,7 +182,10 @@ class BenchBoard(Strict):
     features: tuple[Name, ...] = Field(
         default=(), description="what this bench adds: thermal-chamber, isl, object-store"
     )
-    on_lease_end: Literal["off", "hold"] = "off"
+    on_lease_end: OnLeaseEnd = Field(
+        default="off",
+        description="off, hold (power stays, the link is blocked) or {shutdown_then_off: {timeout_s: 30}}",
+    )
 
 
 class VirtualSupply(Strict):

@@ -55,6 +55,17 @@ class Boot(Strict):
     timeout_s: float = Field(default=120.0, gt=0)
 
 
+class Shutdown(Strict):
+    """How the board is shut down in order: what is run as root, and what shows that it is down.
+
+    `done` is a bounded regular expression over its console, `down_w` what only a board that is down stays below.
+    """
+
+    command: str = "poweroff"
+    done: str = "reboot: (Power down|System halted)"
+    down_w: float | None = Field(default=None, gt=0)
+
+
 class ModelledPower(Strict):
     """Virtual boards only: watts from the CPU time that the emulator really used. Labelled as modelled everywhere."""
 
@@ -85,6 +96,7 @@ class BoardType(Strict):
         default_factory=dict, description="envelopes of further inputs that have a channel of their own"
     )
     boot: Boot = Boot()
+    shutdown: Shutdown = Shutdown()
     power: PowerFigures
     modelled_power: ModelledPower | None = None
     runtime_python: str = "/usr/bin/python3"

@@ -57,12 +57,12 @@ def ended(tmp_path: Path, leased: tuple[str, ...], on_lease_end: str) -> list[st
         daemon = bench_with(tmp_path, on_lease_end)
         daemon._links["box1"] = LinkOwner("box1", box)  # type: ignore[arg-type]
         daemon.boards = {name: daemon._make_board(name) for name in ("vb1", "vb2")}
-        daemon._leases = SimpleNamespace(leases=lambda: [SimpleNamespace(boards=leased)])  # type: ignore[assignment]
+        daemon._desk = SimpleNamespace(leases=lambda: [SimpleNamespace(boards=leased)])  # type: ignore[assignment]
         await daemon.boards["vb2"].set_link(dict(BOTH_OUT))
         box.told.clear()
         if on_lease_end == "hold":
             daemon.boards["vb1"]._loops = [(SimpleNamespace(state="on", overruns=0), None)]  # type: ignore[list-item]
-        await daemon._end_lease(Ended("vb1", "L1", "released"))
+        await daemon.end_lease(Ended("vb1", "L1", "released"))
 
     run(body)
     return box.told
