@@ -11,21 +11,23 @@ Floats = npt.NDArray[np.float64]
 Function = Callable[[Floats], Floats]
 
 BISECTIONS = 26  # 30 s / 2**26 = 0.5 us
+TO_THE_LAST_BIT = 50
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _PEAK_STEPS = 34  # 60 s * golden**34 = 5 us; a maximum is flat, more would only chase rounding
 
 
-def crossings(function: Function, low_s: Floats, high_s: Floats) -> Floats:
+def crossings(function: Function, low_s: Floats, high_s: Floats, bisections: int = BISECTIONS) -> Floats:
     """Instants where `function` changes sign inside each bracket [low_s, high_s]; all brackets at once.
 
     Plain bisection on purpose: every trial instant is a dyadic fraction of the bracket, so two machines whose libm
-    differ in the last bit still return the very same number.
+    differ in the last bit still return the very same number. Brackets that are results themselves have no common
+    fractions: go `TO_THE_LAST_BIT` with them.
     """
     low, high = np.array(low_s, dtype=np.float64), np.array(high_s, dtype=np.float64)
     if low.size == 0:
         return low
     rising = function(low) < 0
-    for _ in range(BISECTIONS):
+    for _ in range(bisections):
         middle = 0.5 * (low + high)
         below = (function(middle) < 0) == rising
         low, high = np.where(below, middle, low), np.where(below, high, middle)

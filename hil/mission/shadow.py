@@ -14,7 +14,7 @@ import numpy as np
 
 from hil.mission.frames import Floats
 from hil.mission.orbit import Ephemeris
-from hil.mission.roots import crossings, maxima, positive_intervals, scan_grid
+from hil.mission.roots import TO_THE_LAST_BIT, crossings, maxima, positive_intervals, scan_grid
 
 EARTH_RADIUS_KM = 6_378.1366
 SUN_RADIUS_KM = 695_700.0
@@ -48,11 +48,21 @@ def visible_fraction(satellite_km: Floats, sun_km: Floats) -> Floats:
     fraction[annular] = 1.0 - (earth_disc[annular] / sun_disc[annular]) ** 2
     partial = (apart < sun_disc + earth_disc) & (apart > np.abs(earth_disc - sun_disc))
     a, b, c = sun_disc[partial], earth_disc[partial], apart[partial]
-    x = (c * c + a * a - b * b) / (2.0 * c)
-    y = np.sqrt(np.maximum(a * a - x * x, 0.0))
-    covered = a * a * np.arccos(np.clip(x / a, -1, 1)) + b * b * np.arccos(np.clip((c - x) / b, -1, 1)) - c * y
-    fraction[partial] = np.clip(1.0 - covered / (np.pi * a * a), 0.0, 1.0)
+    fraction[partial] = np.clip(1.0 - _lens_area(a, b, c) / (np.pi * a * a), 0.0, 1.0)
     return fraction
+
+
+def _lens_area(a: Floats, b: Floats, c: Floats) -> Floats:
+    """Common area of two discs of radius a and b whose centres are c apart, partly overlapping.
+
+    Two circular segments of half-angles alpha and beta. The angles come from sine and cosine together, with the
+    differences of nearly equal radii factored out: an arc cosine alone loses half of the digits near first contact.
+    """
+    double_area = np.sqrt(np.maximum((a + b + c) * (b + c - a) * (a + c - b) * (a + b - c), 0.0))
+    alpha = np.arctan2(double_area, a * a + (c - b) * (c + b))
+    beta = np.arctan2(double_area, b * b + (c - a) * (c + a))
+    segments = a * a * (alpha - np.sin(alpha) * np.cos(alpha)) + b * b * (beta - np.sin(beta) * np.cos(beta))
+    return np.asarray(segments, dtype=np.float64)
 
 
 def sunlit_fraction(ephemeris: Ephemeris, t_s: Floats) -> Floats:
@@ -96,8 +106,8 @@ def _umbra(ephemeris: Ephemeris, penumbra: Floats) -> list[tuple[float, float] |
         return found
     deepest_s, deepest = maxima(depth, penumbra[:, 0], penumbra[:, 1])
     total = np.nonzero(deepest > 0)[0]
-    entry = crossings(depth, penumbra[total, 0], deepest_s[total])
-    leave = crossings(depth, deepest_s[total], penumbra[total, 1])
+    entry = crossings(depth, penumbra[total, 0], deepest_s[total], TO_THE_LAST_BIT)
+    leave = crossings(depth, deepest_s[total], penumbra[total, 1], TO_THE_LAST_BIT)
     for index, low, high in zip(total, entry, leave, strict=True):
         found[int(index)] = (float(low), float(high))
     return found

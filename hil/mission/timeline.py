@@ -73,7 +73,7 @@ _CONTACT_STEP_S = 1.0
 _SAME_S = 1e-6  # edges nearer than this are one row of the columns
 # quanta of the content hash: far coarser than the last-bit differences between machines, finer than what matters
 _HASH_QUANTA = {
-    "sunlit_fraction": 1e-2,
+    "sunlit_fraction": 1e-4,
     "beta_deg": 1e-3,
     "contact_range_m": 10.0,
     "relay_delay_s": 1e-7,
@@ -82,7 +82,7 @@ _HASH_QUANTA = {
     "uplink_step_loss": 1e-6,
     "downlink_step_loss": 1e-6,
 }
-_HASH_TIME_S = 0.02
+_HASH_TIME_S = 1e-3
 _HASH_DIGITS = 12  # of the environment's numbers: an orbit made from altitude and node has last bits of its own
 
 
@@ -666,9 +666,9 @@ def _content_hash(timeline: Timeline) -> str:
 
     The environment determines the results, so equal inputs give equal hashes; the results are in it so that a change of
     the code that moves them shows: in thousands of rows even a shift far below the quantum meets some boundary. They
-    are rounded to `_HASH_QUANTA` and `_HASH_TIME_S`, because two machines' libm differ in the last bit, which moves an
-    umbra's edge by a microsecond and the others less: with noise of that size put into the propagator, the chance that
-    a value meets a boundary is about one in two thousand for a two-day mission of 2,500 edges.
+    are rounded to `_HASH_QUANTA` and `_HASH_TIME_S`, because two machines' libm differ in the last bit: with noise of
+    that size put into the propagator, edges move by a nanosecond at most, sunlight by 1e-11, and the chance that any
+    value of a two-day mission meets a boundary is about one in thirty thousand.
     """
     digest = hashlib.sha256(f"hil timeline {FORMAT}\n".encode())
     digest.update(json.dumps(_rounded(timeline.environment.as_dict()), sort_keys=True).encode())

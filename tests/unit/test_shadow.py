@@ -176,7 +176,33 @@ def test_fraction_falls_monotonically_into_the_shadow(radius: float, tilt: float
     fraction = visible_fraction(track, sun)
     assert ((fraction >= 0) & (fraction <= 1)).all()
     assert fraction[0] == 1.0
-    assert (np.diff(fraction) <= 1e-9).all()
+    assert (np.diff(fraction) <= 1e-12).all()
+
+
+def test_the_last_bits_of_a_position_move_neither_fraction_nor_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeline's hash lives by it. An umbra's brackets are results themselves: only the root must count."""
+    may = datetime(2026, 5, 10, tzinfo=UTC)
+    ephemeris = Ephemeris(Orbit.sso(600, may, ltan_h=18), may)
+    exact = Orbit.teme_km
+
+    def eclipses(seed: int) -> list[list[float | None]]:
+        rng = np.random.default_rng(seed)
+        monkeypatch.setattr(
+            Orbit,
+            "teme_km",
+            lambda self, day, f: tuple(v * (1 + 2e-15 * rng.uniform(-1, 1, v.shape)) for v in exact(self, day, f)),
+        )
+        found = find_eclipses(ephemeris, 0.0, 43_200.0)
+        return [[e.penumbra_entry_s, e.umbra_entry_s, e.umbra_exit_s, e.penumbra_exit_s] for e in found]
+
+    assert np.abs(np.array(eclipses(1)) - np.array(eclipses(2))).max() < 1e-8
+    monkeypatch.undo()
+    first = find_eclipses(ephemeris, 0.0, 43_200.0)[0]
+    assert first.umbra_entry_s is not None
+    t_s = np.linspace(first.penumbra_entry_s, first.umbra_entry_s, 4_001)
+    (position, _), sun = ephemeris.teme_km(t_s), ephemeris.sun_km(t_s)
+    noise = 1 + 2e-16 * np.random.default_rng(1).uniform(-1, 1, position.shape)
+    assert np.abs(visible_fraction(position * noise, sun) - visible_fraction(position, sun)).max() < 1e-11
 
 
 def test_deep_space_sees_an_annular_sun() -> None:
