@@ -401,8 +401,9 @@ class BoardOwner:
             for (loop, task), channel in zip(self._loops, self.channels, strict=True):
                 await asyncio.sleep(channel.on_delay_s)
                 # A voltage that is asked for is the main input's; further rails have their own.
-                asked = voltage_v is not None and channel.main
-                setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a) if asked and voltage_v else None
+                setpoint = None
+                if voltage_v is not None and channel.main:
+                    setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a)
                 powered = await _ask(loop.request_on(setpoint), task)
                 reading, on_s = reading or powered.reading, on_s or powered.on_s
         except BaseException:

@@ -126,6 +126,9 @@ class ArmedCut:
         if self.report.state == "armed":
             self._task.cancel()
         await asyncio.wait((self._task,))
+        if self.report.state == "armed":  # called off before it had begun
+            self.report.state = "disarmed"
+            self._settled.set()
         return asdict(self.report)
 
     async def _run(self) -> None:

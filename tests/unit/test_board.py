@@ -1,0 +1,372 @@
+"""A board as the daemon owns it: several channels in order, latch-ups, cut points, lines, on virtual supplies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import tty
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_powerloop import FakeDeadman
+
+from hil.bench.board import BoardOwner, Channel
+from hil.bench.consoles import Ring
+from hil.bench.controls import Controls
+from hil.bench.cutpoint import CutPoint
+from hil.bench.daemon import lease_groups
+from hil.bench.leases import LeaseStore
+from hil.bench.powerfaults import LatchUpLimits
+from hil.bench.safety import Envelope, Intent, IntentJournal
+from hil.drivers.scpi import ScpiSupply
+from hil.errors import BenchError, SafetyError, UsageError
+from hil.inventory import load_bench
+from hil.inventory.bench import BenchBoard, PowerWire
+from hil.inventory.board_type import BoardType, load_board_type
+from hil.model import Setpoint
+from hil.virtual.supply import Fault, RecordedLoad, VirtualSupply
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVELOPE = Envelope(11, 19, 2.5, 30, 20, 2.8, inrush_s=0.02, off_dwell_s=0.05, on_timeout_s=0.4)
+AUX = replace(ENVELOPE, voltage_min_v=4.5, voltage_max_v=5.5, overvoltage_protection_v=6.0)
+
+
+class FakeConsole:
+    """What a board says, put in by the test."""
+
+    def __init__(self) -> None:
+        self.ring = Ring()
+        self._more = asyncio.Event()
+
+    def say(self, data: bytes) -> None:
+        self.ring.append(data)
+        self._more.set()
+
+    async def wait_beyond(self, offset: int, timeout_s: float | None) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.ring.end <= offset:
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+@dataclass
+class Rig:
+    """A board on channels of one virtual supply."""
+
+    board: BoardOwner
+    virtual: VirtualSupply
+    console: FakeConsole
+    loads: dict[int, RecordedLoad]
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    async def on(self, voltage_v: float | None = None) -> dict[str, Any]:
+        return await self.board.on(voltage_v, allowed)
+
+    def is_on(self, channel: int = 1) -> bool:
+        return self.virtual.instrument.channels[channel].output_on
+
+
+def allowed() -> None:
+    """The lease holds."""
+
+
+def board_type() -> BoardType:
+    return load_board_type(ROOT / "boards/virtual-arm64.yaml")
+
+
+def run(
+    tmp_path: Path, body: Callable[[Rig], Awaitable[None]], aux_channel: int | None = None, watts: Any = None
+) -> None:
+    async def steps() -> None:
+        loads = {n: RecordedLoad(((0.0, 6.0),), undervoltage_lockout_v=3.0) for n in (1, 2)}
+        if watts is not None:
+            loads[1] = RecordedLoad(watts)
+        async with VirtualSupply(loads=loads) as virtual:
+            address = f"tcp://127.0.0.1:{virtual.port}"
+            supply = ScpiSupply("rigol-dp800", address, timeout_s=0.2)
+            inputs = [(1, ENVELOPE, Setpoint(15.0, 2.0), True, 0.0)]
+            if aux_channel is not None:
+                inputs.append((aux_channel, AUX, Setpoint(5.0, 2.0), False, 0.3))
+            channels = tuple(
+                Channel(supply, n, Intent("b1", address, "rigol-dp800", n, 0.6), delay, envelope, nominal, main=main)
+                for n, envelope, nominal, main, delay in inputs
+            )
+            wires = BenchBoard(type="virtual-arm64", power=(PowerWire(supply="psu1", channel=1),))
+            console = FakeConsole()
+            events: list[tuple[str, dict[str, Any]]] = []
+            board = BoardOwner(
+                "b1", wires, board_type(), channels, console, None,  # type: ignore[arg-type]
+                IntentJournal(tmp_path / "intent.jsonl"), FakeDeadman(),
+                on_event=lambda _, kind, data: events.append((kind, data)),
+                on_sample=lambda _, sample: None, on_failure=lambda _, error: None,
+            )  # fmt: skip
+            try:
+                await body(Rig(board, virtual, console, loads, events))
+            finally:
+                await board.calm()
+                await board.rest()
+                await supply.close()
+            assert not any(channel.output_on for channel in virtual.instrument.channels.values())
+
+    asyncio.run(steps())
+
+
+# ------------------------------------------------------------------------------------------------- several channels
+def test_channels_go_on_in_order_with_their_delays_and_off_in_reverse(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on(16.0)
+        assert (rig.is_on(1), rig.is_on(2)) == (True, True)
+        assert rig.virtual.instrument.channels[1].voltage_set_v == 16.0
+        assert rig.virtual.instrument.channels[2].voltage_set_v == 5.0  # a rail of its own, with an envelope of its own
+        await rig.board.off("test")
+        (main_on, main_off), (aux_on, aux_off) = ([time_s for time_s, _ in rig.loads[n].edges] for n in (1, 2))
+        assert aux_on - main_on >= 0.3
+        assert aux_off < main_off
+
+    run(tmp_path, body, aux_channel=2)
+
+
+def test_a_channel_that_does_not_start_takes_the_others_down_with_it(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(Fault("ignore", "OUTP CH2,ON", -1))
+        with pytest.raises(SafetyError, match=r"channel 2 .* did not switch on"):
+            await rig.on()
+        assert (rig.is_on(1), rig.is_on(2)) == (False, False)
+        assert [on for _, on in rig.loads[1].edges] == [True, False]
+
+    run(tmp_path, body, aux_channel=2)
+
+
+@pytest.mark.parametrize("voltage_v", [0.0, 10.9, 19.1])
+def test_a_voltage_outside_the_main_inputs_envelope_is_refused(tmp_path: Path, voltage_v: float) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(SafetyError, match="outside the board's 11 to 19 V"):
+            await rig.on(voltage_v)
+
+    run(tmp_path, body)
+
+
+# ---------------------------------------------------------------------------------------------------------- latch-up
+def test_a_latch_up_cuts_rests_and_starts_again(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on(14.0)
+        epoch = rig.board.power_epoch
+        done = await rig.board.latch_up(LatchUpLimits(1.0, 0.15), 0.4, 5.0, allowed)
+        assert rig.is_on()
+        assert rig.virtual.instrument.channels[1].voltage_set_v == 14.0
+        assert 0.15 <= done["held_s"] < 0.45
+        assert done["on_s"] - done["verified_s"] >= 0.4
+        assert done["power_epoch"] == rig.board.power_epoch == epoch + 1
+        assert [kind for kind, _ in rig.events if kind.startswith("latch")] == ["latch_up", "latch_up_restart"]
+        assert [on for _, on in rig.loads[1].edges] == [True, False, True]
+
+    run(tmp_path, body, watts=((0.0, 6.0), (0.3, 24.0)))
+
+
+def test_a_latch_up_that_never_comes_cuts_nothing_and_can_be_armed_anew(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        for _ in range(2):
+            with pytest.raises(BenchError, match=r"did not draw more than 2 A for 0\.1 s within 0\.3 s"):
+                await rig.board.latch_up(LatchUpLimits(2.0, 0.1), 0.1, 0.3, allowed)
+        assert rig.is_on()
+        with pytest.raises(UsageError, match=r"rests for 0\.05 s .*, not 0\.01 s"):
+            await rig.board.latch_up(LatchUpLimits(2.0, 0.1), 0.01, 0.3, allowed)
+
+    run(tmp_path, body)
+
+
+def test_a_board_whose_lease_ended_is_not_started_again(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+
+        def refused() -> None:
+            raise BenchError("this lease is over")
+
+        left = [allowed, refused]
+        with pytest.raises(BenchError, match="lease is over"):
+            await rig.board.latch_up(LatchUpLimits(0.2, 0.0), 0.1, 2.0, lambda: left.pop(0)())
+        assert not rig.is_on()
+
+    run(tmp_path, body)
+
+
+# --------------------------------------------------------------------------------------------------------- cut points
+def test_a_cut_comes_at_its_pattern_even_across_two_reads(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        rig.console.say(b"Starting kernel in an earlier life\n")
+        cut = rig.board.arm_cut(CutPoint(pattern=r"Starting\s+kernel"), allowed)
+        with pytest.raises(UsageError, match="armed"):
+            rig.board.arm_cut(CutPoint(byte_offset=1), allowed)
+        rig.console.say(b"U-Boot\nStarting ke")
+        await asyncio.sleep(0.1)
+        assert rig.is_on()
+        rig.console.say(b"rnel ...\nmore")
+        report = await cut.wait(2.0)
+        assert not rig.is_on()
+        assert (report["state"], report["matched"]) == ("done", "Starting kernel")
+        assert report["offset"] == 35 + len("U-Boot\nStarting kernel")
+        assert report["seen_offset"] == rig.console.ring.end
+        assert 0 < report["latency_s"] < 0.3
+        assert report["verified_s"] > report["off_s"] > report["matched_s"]
+        assert "Starting" in rig.board.last_cut
+
+    run(tmp_path, body)
+
+
+@pytest.mark.parametrize(("chunks", "overshoot"), [((b"abc", b"def"), 1), ((b"abcdefghij",), 5), ((b"abcd", b"e"), 0)])
+def test_a_cut_comes_after_so_many_bytes(tmp_path: Path, chunks: tuple[bytes, ...], overshoot: int) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        rig.console.say(b"before")
+        cut = rig.board.arm_cut(CutPoint(byte_offset=5, delay_s=0.1), allowed)
+        await asyncio.sleep(0)
+        for chunk in chunks:
+            assert rig.is_on()
+            rig.console.say(chunk)
+            await asyncio.sleep(0.02)
+        said = time.monotonic()
+        report = await cut.wait(2.0)
+        assert (report["offset"], report["seen_offset"] - report["offset"]) == (6 + 5, overshoot)
+        assert report["matched"] == "abcde"
+        assert report["off_s"] - said > 0.05
+
+    run(tmp_path, body)
+
+
+def test_a_cut_is_called_off_with_the_lease_or_by_hand_and_gives_up_in_time(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        cut = rig.board.arm_cut(CutPoint(pattern="never"), allowed)
+        await rig.board.calm()
+        assert (await cut.wait(1.0))["state"] == "disarmed"
+        cut = rig.board.arm_cut(CutPoint(pattern="never", timeout_s=0.1), allowed)
+        report = await cut.wait(1.0)
+        assert (report["state"], report["trouble"]) == ("failed", "its place did not come within 0.1 s")
+
+        def refused() -> None:
+            raise BenchError("this lease is over")
+
+        cut = rig.board.arm_cut(CutPoint(pattern="now"), refused)
+        rig.console.say(b"now")
+        assert (await cut.wait(1.0))["trouble"] == "this lease is over"
+        assert rig.is_on()
+        await rig.board.off("test")
+        cut = rig.board.arm_cut(CutPoint(pattern="now"), allowed)
+        rig.console.say(b"now")
+        assert "off already" in (await cut.wait(1.0))["trouble"]
+
+    run(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        CutPoint(),
+        CutPoint(pattern="a", byte_offset=1),
+        CutPoint(pattern="("),
+        CutPoint(pattern="a*"),
+        CutPoint(byte_offset=0),
+        CutPoint(pattern="a", delay_s=-1),
+        CutPoint(pattern="a", delay_s=float("nan")),
+        CutPoint(pattern="a", timeout_s=1e9),
+    ],
+)
+def test_a_cut_point_that_makes_no_sense_is_refused(point: CutPoint) -> None:
+    with pytest.raises(UsageError):
+        point.compiled()
+
+
+# -------------------------------------------------------------------------------------------------------------- lines
+def test_a_pressed_line_is_let_go_of_whatever_happens() -> None:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+
+    def said() -> str:
+        try:
+            return os.read(master, 64).hex()
+        except BlockingIOError:
+            return ""
+
+    async def body() -> None:
+        controls = Controls("b1", {"reset": f"lcus://{os.ttyname(slave)}?relay=1"})
+        assert controls.state()["reset"]["asserted"] is None
+        await controls.press("reset", 0.05)
+        assert said() == "a00101a2a00100a1"
+        press = asyncio.create_task(controls.press("reset", 20.0))
+        await asyncio.sleep(0.1)
+        press.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await press
+        assert said() == "a00101a2a00100a1"
+        await controls.set("reset", True)
+        assert controls.state()["reset"]["asserted"] is True
+        await controls.release_all(close=True)
+        assert said().startswith("a00101a2a00100a1")
+        assert controls.state()["reset"]["asserted"] is False
+        with pytest.raises(UsageError, match="its lines: reset"):
+            await controls.press("recovery", 0.1)
+        with pytest.raises(UsageError, match="pressed for up to 30 s"):
+            await controls.press("reset", 31.0)
+
+    asyncio.run(body())
+    os.close(master)
+    os.close(slave)
+
+
+# ------------------------------------------------------------------------------------------------------- lease groups
+BENCH = """
+schema: 1
+name: groups
+board_types: {types}
+supplies:
+  psu1: {{driver: scpi, dialect: {dialect}, address: "tcp://192.0.2.1:5025"}}
+  psu2: {{driver: scpi, dialect: tti-cpx, address: "tcp://192.0.2.2:9221"}}
+  psu3: {{driver: scpi, dialect: rigol-dp800, address: "tcp://192.0.2.3:5555"}}
+boards:
+  a: {{type: virtual-arm64, power: [{{supply: psu1, channel: 1}}]}}
+  b: {{type: virtual-arm64, power: [{{supply: psu1, channel: 2}}, {{supply: psu2, channel: 1}}]}}
+  c: {{type: virtual-arm64, power: [{{supply: psu2, channel: 2}}]}}
+  d: {{type: virtual-arm64, power: [{{supply: psu3, channel: 1}}]}}
+  e: {{type: virtual-arm64, power: [{{supply: psu3, channel: 2}}]}}
+"""
+
+
+def groups(tmp_path: Path, dialect: str) -> dict[str, tuple[str, ...]]:
+    path = tmp_path / f"{dialect}.yaml"
+    path.write_text(BENCH.format(types=ROOT / "boards", dialect=dialect))
+    return {name: tuple(sorted(boards)) for name, boards in lease_groups(load_bench(path)).items()}
+
+
+def test_boards_on_channels_that_are_not_independent_are_one_group(tmp_path: Path) -> None:
+    assert groups(tmp_path, "rs-hmp") == dict.fromkeys("abc", ("a", "b", "c"))
+    assert groups(tmp_path, "rigol-dp800") == dict.fromkeys("bc", ("b", "c"))
+
+
+def test_a_lease_on_one_board_takes_its_group_and_the_refusal_says_why(tmp_path: Path) -> None:
+    store = LeaseStore(
+        tmp_path / "leases.sqlite",
+        "abcd",
+        boot_id="boot",
+        started=lambda pid: 1,
+        groups={"b": ("b", "c"), "c": ("b", "c")},
+    )
+    lease, token = store.acquire(["b"], holder="first", pid=None, ttl_s=30, now_s=0.0)
+    assert lease.boards == ("b", "c")
+    store.check(token, "c", 1.0)
+    with pytest.raises(BenchError, match=r"board b is leased by first .*; board c is leased by first") as caught:
+        store.acquire(["c"], holder="second", pid=None, ttl_s=30, now_s=1.0)
+    assert "c can only be leased with b: they hang on one supply whose channels are not independent" in str(
+        caught.value
+    )
+    assert store.acquire(["a"], holder="third", pid=None, ttl_s=30, now_s=1.0)[0].boards == ("a",)
