@@ -223,9 +223,10 @@ class BoardOwner:
 
         async def off(how: str) -> tuple[float, float]:
             allowed()
+            was_on = self.energized
             await self.off(how)
             done = self._last_off
-            if done is None:
+            if done is None or not was_on:
                 raise BenchError(f"board {self.name} was off already when its cut point came")
             return done.off_s, done.verified_s
 
