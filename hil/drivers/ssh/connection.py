@@ -119,11 +119,6 @@ def dial(
         return client
     except paramiko.BadHostKeyException as error:
         raise BenchError(f"{name} has another host key than the one pinned in {known_hosts}", hint=trust) from error
-    except paramiko.AuthenticationException as error:
-        if expired.is_set():
-            raise ShellTimeout(f"SSH to {user}@{name}: no answer within {timeout_s:.1f} s") from error
-        offered = "any key of the SSH agent" if key is None else f"the key {key}"
-        raise BenchError(f"{name} does not accept {offered} for user {user}", hint="check `key` and `user`") from error
     except FileNotFoundError as error:
         raise BenchError(f"{error.filename}: no such file", hint=trust) from error
     except (paramiko.SSHException, OSError, EOFError) as error:
@@ -131,6 +126,10 @@ def dial(
             raise BenchError(f"{name} has no pinned host key in {known_hosts}", hint=trust) from error
         if expired.is_set():
             raise ShellTimeout(f"SSH to {user}@{name}: no answer within {timeout_s:.1f} s") from error
+        # The latter is how paramiko says that the agent holds no key at all.
+        if isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error):
+            offered = "any key of the SSH agent" if key is None else f"the key {key}"
+            raise BenchError(f"{name} does not accept {offered} for {user}", hint="check `key` and `user`") from error
         raise ShellLost(f"SSH to {user}@{name}: {error or 'connection lost'}") from error
     finally:
         transport = client.get_transport()
@@ -149,32 +148,36 @@ def reach(
     """
     deadline = time.monotonic() + timeout_s
     hops = [*jump, login]
-    sock = _connect(hops[0], broker, timeout_s, sndbuf)
-    wire: socket.socket | paramiko.Channel = sock
     clients: list[paramiko.SSHClient] = []
-    try:
-        for hop, following in zip(hops, [*hops[1:], None], strict=True):
-            clients.append(
-                dial(
-                    wire,
-                    host=hop.host,
-                    port=hop.port,
-                    user=hop.user,
-                    key=hop.key,
-                    known_hosts=hop.known_hosts,
-                    timeout_s=max(0.1, deadline - time.monotonic()),
-                )
-            )
-            if following is not None:
-                wire = _through(clients[-1], hop, following, max(0.1, deadline - time.monotonic()))
-    except BaseException as error:
-        for client in reversed(clients):
-            client.close()
-        sock.close()
-        if isinstance(error, BoardError) and len(clients) < len(jump):
-            raise BenchError(f"jump host: {error.message}", hint=error.hint) from error
-        raise
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = _connect(hops[0], broker, timeout_s, sndbuf)
+            undo.callback(sock.close)
+            wire: socket.socket | paramiko.Channel = sock
+            for hop, following in zip(hops, [*hops[1:], None], strict=True):
+                left_s = max(0.1, deadline - time.monotonic())
+                clients.append(_log_in(wire, hop, left_s))
+                undo.callback(clients[-1].close)
+                if following is not None:
+                    wire = _through(clients[-1], hop, following, max(0.1, deadline - time.monotonic()))
+        except BoardError as error:
+            if len(clients) < len(jump):
+                raise BenchError(f"jump host: {error.message}", hint=error.hint) from error
+            raise
+        undo.pop_all()
     return clients.pop(), sock, clients
+
+
+def _log_in(wire: socket.socket | paramiko.Channel, login: Login, timeout_s: float) -> paramiko.SSHClient:
+    return dial(
+        wire,
+        host=login.host,
+        port=login.port,
+        user=login.user,
+        key=login.key,
+        known_hosts=login.known_hosts,
+        timeout_s=timeout_s,
+    )
 
 
 def _through(client: paramiko.SSHClient, hop: Login, following: Login, timeout_s: float) -> paramiko.Channel:

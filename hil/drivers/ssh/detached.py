@@ -25,6 +25,12 @@ cat "$1/status" 2>/dev/null && exit
 read -r group <"$1/group" && kill -0 -"$group" 2>/dev/null && exit 8
 cat "$1/status" 2>/dev/null || exit 9
 """
+# Nobody is left to write the status of a whole group that was killed.
+_KILL = """
+test -e "$1/status" && exit
+read -r group <"$1/group" && kill -KILL -"$group" 2>/dev/null
+echo 137 >"$1/status.new" && mv "$1/status.new" "$1/status"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,5 @@ class Detached:
         return Completed(self.argv, *self.output(shell), status, time.monotonic() - began)
 
     def kill(self, shell: Shell, timeout_s: float = 20.0) -> None:
-        """Kill it and what it started; no error when it has ended."""
-        script = 'read -r group <"$1/group" && kill -KILL -"$group" 2>/dev/null; :'
-        shell.run(["sh", "-c", script, "sh", self.directory], timeout_s, check=True)
+        """Kill it and what it started, status 137 then; no error when it has ended."""
+        shell.run(["sh", "-c", _KILL, "sh", self.directory], timeout_s, check=True)

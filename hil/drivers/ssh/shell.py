@@ -205,7 +205,8 @@ class Shell:
             with self._watchdog.limit(timeout_s, expire):
                 yield
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if expired.is_set() or isinstance(error, TimeoutError):
+            # The last one is all that tells paramiko's own time limit of opening a channel from a refusal.
+            if expired.is_set() or isinstance(error, TimeoutError) or str(error).startswith("Timeout"):
                 raise ShellTimeout(f"{self.name}: no answer within {timeout_s:g} s: {doing()}") from error
             raise ShellLost(f"{self.name}: {error or 'connection lost'}: {doing()}") from error
 

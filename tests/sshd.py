@@ -1,0 +1,115 @@
+"""An OpenSSH server for tests and benchmarks: on a port of 127.0.0.1, for one made-up user, apart from the host's own.
+
+It runs in a user namespace whose only user is `board`, so it works for root and for everybody else and no service is
+started. Where the host has no `sshd`, Debian's package is unpacked into the cache once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hil import paths
+from hil.drivers.ssh import Login, Shell, host_key, pin
+from hil.virtual import artefacts
+
+USER = "board"
+
+
+@dataclass(frozen=True, slots=True)
+class Sshd:
+    """A running server and what a client needs to log in."""
+
+    port: int
+    key: Path
+    known_hosts: Path
+    log: Path
+
+    @property
+    def login(self) -> Login:
+        return Login("127.0.0.1", self.port, USER, self.key, self.known_hosts)
+
+    def connect(self, **options: object) -> Shell:
+        """A shell there; options as `Shell.connect` takes them."""
+        return Shell.connect("127.0.0.1", self.port, USER, self.key, self.known_hosts, **options)  # type: ignore[arg-type]
+
+
+def find() -> Path:
+    """The root of a tree with `usr/sbin/sshd`: the host's or one in the cache. BenchError when none can be had."""
+    if artefacts.find_tool("sshd"):
+        return Path("/")
+    architecture = artefacts.run_tool(["dpkg", "--print-architecture"], "asking for the architecture").strip()
+    packages = ["openssh-server", "openssh-sftp-server", "libwrap0"]
+
+    def make(tree: Path) -> None:
+        debs = artefacts.fetch_debs(paths.cache_dir(), packages, architecture, print, dependencies=False)
+        artefacts.unpack_debs(debs.files, tree)
+
+    return artefacts.build(paths.cache_dir(), "sshd", {"packages": packages, "arch": architecture}, make, print)
+
+
+@contextlib.contextmanager
+def serve(directory: Path, extra: str = "") -> Iterator[Sshd]:
+    """Run a server whose keys and log are in `directory`; `extra` are lines of its configuration."""
+    tree = find()
+    for name in ("host", "id"):
+        if not (directory / name).exists():
+            artefacts.run_tool(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], "making keys")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (directory / "passwd").write_text(f"{USER}:x:1000:1000::{directory}:/bin/sh\n")
+    (directory / "sshd_config").write_text(_configuration(tree, directory, port) + extra)
+    inner = 'mount --bind "$1" /etc/passwd && shift && exec unshare --map-user=1000 --map-group=1000 "$@"'
+    sshd = artefacts.find_tool("sshd") if tree == Path("/") else tree / "usr/sbin/sshd"
+    libraries = ":".join(sorted({str(path.parent) for path in tree.glob("usr/lib/*/libwrap.so*")}))
+    found = Sshd(port, directory / "id", directory / "known_hosts", directory / "sshd.log")
+    with found.log.open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *("unshare", "-r", "-m", "sh", "-c", inner, "sh", str(directory / "passwd")),
+                *(str(sshd), "-D", "-e", "-f", str(directory / "sshd_config")),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "LD_LIBRARY_PATH": libraries},
+        )
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                pin(found.known_hosts, "127.0.0.1", port, host_key(found.login, timeout_s=5), replace=True)
+                break
+            except Exception:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"sshd did not come up: {found.log.read_text()}") from None
+                time.sleep(0.05)
+        yield found
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _configuration(tree: Path, directory: Path, port: int) -> str:
+    helpers = tree / "usr/lib/openssh"
+    lines = [
+        f"Port {port}",
+        "ListenAddress 127.0.0.1",
+        f"HostKey {directory}/host",
+        f"AuthorizedKeysFile {directory}/id.pub",
+        "PidFile none",
+        "UsePAM no",
+        "StrictModes no",
+        "MaxSessions 64",
+        f"Subsystem sftp {helpers}/sftp-server",
+    ]
+    for option, name in (("SshdSessionPath", "sshd-session"), ("SshdAuthPath", "sshd-auth")):
+        if (helpers / name).exists():
+            lines.append(f"{option} {helpers}/{name}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,440 @@
+"""SSH against a real OpenSSH server: the kept helper, signals, files both ways, jump hosts, agents, first contact."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sshd as openssh
+from sshd import Sshd
+
+from hil.drivers.ssh import (
+    Detached,
+    Download,
+    Login,
+    SftpError,
+    Shell,
+    ShellLost,
+    ShellTimeout,
+    get,
+    host_key,
+    pin,
+    pinned,
+    put,
+)
+from hil.errors import BenchError, BoardError, UsageError
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    try:
+        openssh.find()
+    except BenchError as error:
+        pytest.skip(f"no OpenSSH server here, and none can be fetched: {error.message}")
+    with openssh.serve(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
+
+
+@pytest.fixture
+def shell(server: Sshd) -> Iterator[Shell]:
+    with server.connect(timeout_s=10) as connected:
+        yield connected
+
+
+def warm(shell: Shell) -> Shell:
+    """With its helper up."""
+    deadline = time.monotonic() + 10
+    while not shell._worker._ready:
+        shell.run(["true"], 10)
+        assert time.monotonic() < deadline, "the helper never came up"
+    return shell
+
+
+@pytest.fixture(params=["channel", "helper"])
+def either(request: pytest.FixtureRequest, server: Sshd) -> Iterator[Shell]:
+    """A shell whose commands have channels of their own, and one whose helper starts them: the results are the same."""
+    if request.param == "channel":
+        with server.connect(timeout_s=10, python=None) as plain:
+            yield plain
+    else:
+        with server.connect(timeout_s=10) as helped:
+            yield warm(helped)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def test_arguments_streams_and_status(either: Shell) -> None:
+    words = ["a b", "$HOME", "'", '"', "*", ";", "", "\\", "ü\n"]
+    done = either.run(["printf", "<%s>", *words], 5)
+    assert done.stdout == "".join(f"<{word}>" for word in words)
+    done = either.run(["sh", "-c", "echo out; echo err >&2; exit 3"], 5)
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 3)
+
+
+def test_what_cannot_be_started_is_told_as_the_shell_tells_it(either: Shell, tmp_path: Path) -> None:
+    done = either.run(["no-such-program"], 5)
+    assert done.returncode == 127
+    assert "not found" in done.stderr
+    (tmp_path / "plain").write_text("echo hello")
+    assert either.run([str(tmp_path / "plain")], 5).returncode == 126
+    (tmp_path / "plain").chmod(0o755)
+    assert either.run([str(tmp_path / "plain")], 5).stdout == "hello\n"  # no #!: the shell runs it
+
+
+def test_a_signal_is_not_a_lost_connection(either: Shell) -> None:
+    for name, number in (("KILL", 9), ("TERM", 15), ("HUP", 1)):
+        assert either.run(["sh", "-c", f"kill -{name} $$"], 5).returncode == -number
+    with pytest.raises(BoardError, match="ended with status -9") as raised:
+        either.run(["sh", "-c", "kill -KILL $$"], 5, check=True)
+    assert not isinstance(raised.value, ShellLost)
+
+
+def test_pipes_break_as_elsewhere(either: Shell) -> None:
+    """Python ignores SIGPIPE and would pass that on to what its helper starts."""
+    done = either.run(["sh", "-c", "yes | head -n 1"], 5)
+    assert (done.stdout, done.stderr, done.returncode) == ("y\n", "", 0)
+
+
+def test_output_is_streamed_while_the_command_runs(either: Shell) -> None:
+    seen: list[tuple[float, str, bytes]] = []
+    began = time.monotonic()
+    script = "echo one; sleep 0.4; echo two >&2"
+    done = either.run(["sh", "-c", script], 5, on_output=lambda *item: seen.append((time.monotonic() - began, *item)))
+    assert [item[1:] for item in seen] == [("stdout", b"one\n"), ("stderr", b"two\n")]
+    assert seen[1][0] - seen[0][0] > 0.3
+    assert (done.stdout, done.stderr) == ("one\n", "two\n")
+
+
+def test_a_time_out_kills_the_group_and_the_next_command_works(either: Shell, tmp_path: Path) -> None:
+    marker = tmp_path / "pids"
+    with pytest.raises(ShellTimeout, match="did not end in time and was killed"):
+        either.run(["sh", "-c", f"sleep 61 & echo $$ $! >{marker}; wait"], 0.4)
+    deadline = time.monotonic() + 3
+    for pid in marker.read_text().split():
+        while _alive(int(pid)):
+            assert time.monotonic() < deadline, f"{pid} still runs"
+            time.sleep(0.02)
+    assert either.run(["echo", "still here"], 5).stdout == "still here\n"
+
+
+def test_much_output_on_both_streams(either: Shell) -> None:
+    done = either.run(["sh", "-c", "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2"], 20)
+    assert (len(done.stdout), len(done.stderr)) == (3_000_000, 3_000_000)
+
+
+def test_a_busy_helper_delays_nobody(shell: Shell) -> None:
+    warm(shell)
+    results: list[str] = []
+    threads = [
+        threading.Thread(target=lambda n=n: results.append(shell.run(["sh", "-c", f"sleep 0.3; echo {n}"], 10).stdout))
+        for n in range(4)
+    ]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["0\n", "1\n", "2\n", "3\n"]
+    assert time.monotonic() - began < 1.1, "one after the other"
+
+
+def test_a_board_without_python_does_without(server: Sshd) -> None:
+    with server.connect(timeout_s=10, python="no-such-python") as shell:
+        for _ in range(8):
+            assert shell.run(["echo", "hello"], 5).stdout == "hello\n"
+        assert not shell._worker._ready
+
+
+def test_a_killed_helper_is_told_and_replaced(shell: Shell) -> None:
+    warm(shell)
+    with pytest.raises(ShellLost):
+        shell.run(["sh", "-c", "kill -KILL $PPID; sleep 1"], 5)
+    assert shell.run(["echo", "on"], 5).stdout == "on\n"
+    warm(shell)
+
+
+def test_a_background_process_is_polled_and_read(shell: Shell) -> None:
+    process = shell.start(["sh", "-c", "echo one; echo two >&2; read line; echo $line; exit 5"])
+    deadline = time.monotonic() + 5
+    while process.output() != ("one\n", "two\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.write(b"three\n", 5)
+    process.close_stdin()
+    done = process.wait(5)
+    assert (done.stdout, done.stderr, done.returncode) == ("one\nthree\n", "two\n", 5)
+    assert process.poll() == 5
+    killed = shell.start(["sleep", "62"])
+    killed.kill()
+    deadline = time.monotonic() + 3
+    while _alive(killed.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_detached_command_outlives_its_connection(server: Sshd, tmp_path: Path) -> None:
+    where = str(tmp_path / "job")
+    with server.connect(timeout_s=10) as first:
+        job = Detached.start(first, ["sh", "-c", "echo begun; sleep 0.5; echo done; echo oh >&2; exit 6"], where)
+        assert job.poll(first) is None
+        first.abort()
+    with server.connect(timeout_s=10) as second:
+        done = job.wait(second, 10, poll_s=0.05)
+        assert (done.stdout, done.stderr, done.returncode) == ("begun\ndone\n", "oh\n", 6)
+        job = Detached.start(second, ["sleep", "63"], where)
+        assert job.poll(second) is None
+        job.kill(second)
+        assert job.poll(second) == 137
+        shutil.rmtree(where)  # as a reboot empties a tmpfs
+        with pytest.raises(BoardError, match="gone without a status"):
+            job.poll(second)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(random.Random(11).randbytes(3_000_001))
+    return path
+
+
+def test_a_file_there_and_back(shell: Shell, source: Path, tmp_path: Path) -> None:
+    there, back = tmp_path / "it's on board", tmp_path / "back"
+    assert put(shell, source, str(there)).complete
+    assert there.read_bytes() == source.read_bytes()
+    attempt = get(shell, str(there), back)
+    assert (attempt.complete, attempt.sent_bytes, attempt.resent_bytes) == (True, 3_000_001, 0)
+    assert back.read_bytes() == source.read_bytes()
+    assert not list(tmp_path.glob("*.part"))
+    source.write_bytes(b"")
+    put(shell, source, str(there))
+    get(shell, str(there), back)
+    assert back.read_bytes() == b""
+
+
+def test_a_part_on_the_board_is_taken_up_if_it_is_right(shell: Shell, source: Path, tmp_path: Path) -> None:
+    part = tmp_path / "target.part"
+    part.write_bytes(source.read_bytes()[:2_000_000] + b"damaged" * 1000)
+    assert put(shell, source, str(tmp_path / "target")).start_offset == 1 << 20
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_a_download_is_taken_up_after_a_stop_and_after_a_cut(server: Sshd, source: Path, tmp_path: Path) -> None:
+    download, stop = Download(str(source), tmp_path / "here", window_bytes=200_000), threading.Event()
+    with server.connect(timeout_s=10) as shell:
+        first = download.run(
+            shell, stall_s=5, stop=stop, on_progress=lambda offset: stop.set() if offset > 900_000 else None
+        )
+    assert not first.complete
+    with server.connect(timeout_s=10) as shell, pytest.raises(ShellLost):
+        download.run(shell, stall_s=5, on_progress=lambda offset: shell.abort() if offset > 1_500_000 else None)
+    second = download.attempts[-1]
+    assert second.start_offset == first.offset
+    assert second.resent_bytes <= 200_000 + 32_768
+    assert (tmp_path / "here.part").stat().st_size == second.offset
+    with server.connect(timeout_s=10) as shell:
+        assert download.run(shell, stall_s=5).complete
+        download.activate(shell, 10)
+    assert (tmp_path / "here").read_bytes() == source.read_bytes()
+
+
+def test_a_found_part_is_hashed_before_it_is_believed(shell: Shell, source: Path, tmp_path: Path) -> None:
+    part = tmp_path / "here.part"
+    part.write_bytes(source.read_bytes()[:1_000_000])
+    assert get(shell, str(source), tmp_path / "here").start_offset == 1_000_000
+    part.write_bytes(b"something else" * 1000)
+    assert get(shell, str(source), tmp_path / "here").start_offset == 0
+    assert (tmp_path / "here").read_bytes() == source.read_bytes()
+
+
+def test_a_file_that_changed_meanwhile_is_not_accepted(shell: Shell, source: Path, tmp_path: Path) -> None:
+    download = Download(str(source), tmp_path / "here")
+    download.run(shell, stall_s=5)
+    with source.open("r+b") as stream:
+        stream.write(b"changed")
+    with pytest.raises(BoardError, match="has SHA-256"):
+        download.activate(shell, 10)
+    assert not list(tmp_path.glob("here*"))
+
+
+def test_a_download_of_nothing_says_so(shell: Shell, tmp_path: Path) -> None:
+    with pytest.raises(SftpError, match="nowhere: No such file"):
+        get(shell, str(tmp_path / "nowhere"), tmp_path / "here")
+    assert shell.run(["true"], 5).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A link that fails
+
+
+class Relay:
+    """Passes bytes between a client and the server; can be silent (an outage) for a while or for good."""
+
+    def __init__(self, port: int) -> None:
+        self._far = port
+        self.open = threading.Event()
+        self.open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._far))
+                self._sockets += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.open.wait()
+                target.sendall(data)
+
+    def close(self) -> None:
+        self.open.set()
+        for sock in [self._listener, *self._sockets]:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+@pytest.fixture
+def relay(server: Sshd) -> Iterator[Relay]:
+    between = Relay(server.port)
+    yield between
+    between.close()
+
+
+def through(relay: Relay, server: Sshd) -> Shell:
+    pin(server.known_hosts, "127.0.0.1", relay.port, host_key(server.login), replace=True)
+    return Shell.connect("127.0.0.1", relay.port, openssh.USER, server.key, server.known_hosts, timeout_s=10)
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_an_outage_shorter_than_the_limit_is_only_slow(relay: Relay, server: Sshd, helped: bool) -> None:
+    with through(relay, server) as shell:
+        if helped:
+            warm(shell)
+        relay.open.clear()
+        threading.Timer(0.6, relay.open.set).start()
+        done = shell.run(["echo", "late"], 10)
+        assert done.stdout == "late\n"
+        assert done.duration_s > 0.5
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_an_outage_longer_than_the_limit_ends_the_call_in_time(
+    relay: Relay, server: Sshd, helped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hil.drivers.ssh import shell as module
+
+    monkeypatch.setattr(module, "_GRACE_S", 0.3)
+    with through(relay, server) as shell:
+        if helped:
+            warm(shell)
+        relay.open.clear()
+        began = time.monotonic()
+        with pytest.raises(ShellTimeout):
+            shell.run(["true"], 0.3)
+        assert time.monotonic() - began < 2
+        with pytest.raises((ShellLost, ShellTimeout)):
+            shell.run(["true"], 0.3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ways in
+
+
+def test_through_two_jump_hosts(server: Sshd) -> None:
+    with server.connect(timeout_s=10, jump=[server.login, server.login]) as shell:
+        assert shell.run(["echo", "far"], 5).stdout == "far\n"
+        shell.abort()
+    with pytest.raises(ShellLost):
+        shell.run(["true"], 5)
+
+
+def test_a_jump_host_that_fails_is_the_benchs_fault(server: Sshd) -> None:
+    nobody = Login("127.0.0.1", 1, "x", server.key, server.known_hosts)
+    with pytest.raises(BenchError, match="jump host"):
+        server.connect(timeout_s=5, jump=[nobody])
+    with pytest.raises(BoardError, match="through"):
+        Shell.connect("127.0.0.1", 1, "x", server.key, server.known_hosts, jump=[server.login], timeout_s=5)
+
+
+def test_keys_of_an_agent(server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    where = ("127.0.0.1", server.port, openssh.USER, None, server.known_hosts)
+    with pytest.raises(BenchError, match="no SSH agent"):
+        Shell.connect(*where, timeout_s=5)
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "agent")], stdout=subprocess.DEVNULL)
+    try:
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        deadline = time.monotonic() + 5
+        while not (tmp_path / "agent").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(BenchError, match="does not accept any key of the SSH agent"):
+            Shell.connect(*where, timeout_s=5)
+        subprocess.run(["ssh-add", "-q", str(server.key)], check=True, env={**os.environ})
+        with Shell.connect(*where, timeout_s=5) as shell:
+            assert shell.run(["echo", "in"], 5).stdout == "in\n"
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+def test_first_contact_pins_a_key_once(server: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "new" / "known_hosts"
+    key = host_key(server.login)
+    printed = subprocess.run(
+        ["ssh-keygen", "-lf", str(server.log.parent / "host.pub")], capture_output=True, text=True, check=True
+    ).stdout
+    assert key.fingerprint == printed.split()[1]
+    assert pinned(known, "127.0.0.1", server.port) == ()
+    assert pin(known, "127.0.0.1", server.port, key)
+    assert not pin(known, "127.0.0.1", server.port, key)
+    assert pinned(known, "127.0.0.1", server.port) == (key,)
+    with Shell.connect("127.0.0.1", server.port, openssh.USER, server.key, known, timeout_s=5) as shell:
+        assert shell.run(["true"], 5).returncode == 0
+    assert host_key(server.login, [server.login]) == key  # as seen through a jump host
+
+
+def test_another_key_is_pinned_only_when_asked(server: Sshd, tmp_path: Path) -> None:
+    known, key = tmp_path / "known_hosts", host_key(server.login)
+    other = "AAAAC3NzaC1lZDI1NTE5AAAAIJfyL8vbgBLtHTPwOHiJ0cNnTUMMPPvBeRkXzJzoFaRO"
+    known.write_text(f"# mine\nboard1,[127.0.0.1]:{server.port} ssh-ed25519 {other}\nelsewhere ssh-ed25519 {other}\n")
+    with pytest.raises(UsageError, match="has another key pinned") as raised:
+        pin(known, "127.0.0.1", server.port, key)
+    assert "--replace" in raised.value.hint
+    assert pin(known, "127.0.0.1", server.port, key, replace=True)
+    assert pinned(known, "127.0.0.1", server.port) == (key,)
+    assert known.read_text().splitlines()[:3] == [
+        "# mine",
+        f"board1 ssh-ed25519 {other}",
+        f"elsewhere ssh-ed25519 {other}",
+    ]
