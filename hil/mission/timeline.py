@@ -3,8 +3,9 @@
 `compile_timeline(environment)` is pure and deterministic. Seconds are mission seconds since `environment.start`.
 
 Columns over `t_s` (a regular grid, plus every edge, plus a fine comb through each penumbra; interpolate linearly):
-`sunlit_fraction` 0..1, `array_w` at the array's terminals, `beta_deg`, `delay_s` one-way and `elevation_deg` of the
-serving station (both nan outside contacts). `uplink_bps`, `downlink_bps`: usable rate, 0 in silence; it holds from its
+`sunlit_fraction` 0..1, `array_w` at the array's terminals, `beta_deg`, `delay_s` one-way of the downlink (the uplink's
+differs by the satellite's movement under way, 0.2 us at most in low orbit) and `elevation_deg` of the serving station
+(both nan outside contacts). `uplink_bps`, `downlink_bps`: usable rate, 0 in silence; it holds from its
 row to the next.
 Columns over `contact_t_s` (one second apart within each serving span): `contact_range_m`, `contact_elevation_deg`,
 `contact_azimuth_deg`, `contact_span` (index of the span; spans follow one another through `contacts` in order). A
@@ -50,7 +51,7 @@ from hil.mission.solar_array import ArrayConfig
 from hil.mission.thermal import ThermalConfig
 from hil.model import Direction, LinkState, Span
 
-FORMAT = 2  # raise it when a column's meaning changes: it is part of the hash and of the file
+FORMAT = 3  # raise it when a column's meaning changes: it is part of the hash and of the file
 # in the order in which edges of one instant are listed: what ends before what begins
 EDGE_KINDS = (
     "penumbra_entry",
@@ -238,10 +239,11 @@ class Timeline:
         (up_bps, up_loss), (down_bps, down_loss) = self._fast.uplink.at(t_s), self._fast.downlink.at(t_s)
         if not up_bps and not down_bps:
             return {"uplink": OUTAGE, "downlink": OUTAGE}
-        delay_s, jitter_s = self.delay_at(t_s), self.environment.link.jitter_s
+        up_s, down_s = self.delay_at(t_s, "uplink"), self.delay_at(t_s, "downlink")
+        jitter_s = self.environment.link.jitter_s
         return {
-            "uplink": LinkState(delay_s, jitter_s, up_loss, up_bps * rate_scale) if up_bps else OUTAGE,
-            "downlink": LinkState(delay_s, jitter_s, down_loss, down_bps * rate_scale) if down_bps else OUTAGE,
+            "uplink": LinkState(up_s, jitter_s, up_loss, up_bps * rate_scale) if up_bps else OUTAGE,
+            "downlink": LinkState(down_s, jitter_s, down_loss, down_bps * rate_scale) if down_bps else OUTAGE,
         }
 
     def capacity_bits(self, direction: Direction, start_s: float, end_s: float) -> float:
@@ -310,12 +312,13 @@ class Timeline:
                 return self.edges[index]
         return None
 
-    def delay_at(self, t_s: float) -> float:
-        """One-way delay of the serving path, seconds; means something within contacts only."""
+    def delay_at(self, t_s: float, direction: Direction = "downlink") -> float:
+        """One-way delay in seconds of what is sent at `t_s` over the serving path; for instants within contacts."""
         link = self.environment.link
         if link.window is not None:
             return link.window.one_way_delay_s + link.processing_s
-        delay_s = one_way_delay_s(_interpolate(self._fast.contact_t, self._fast.contact_range, t_s), link.processing_s)
+        range_m, rate_m_s = _line(self._fast.contact_t, self._fast.contact_range, t_s)
+        delay_s = one_way_delay_s(range_m, link.processing_s, rate_m_s if direction == "uplink" else 0.0)
         if self._fast.relay_t:
             delay_s += _interpolate(self._fast.relay_t, self._fast.relay_delay, t_s)
         return delay_s
@@ -700,14 +703,20 @@ def _rounded(value: Any) -> Any:
 
 
 def _interpolate(x: list[float], y: list[float], at: float) -> float:
+    return _line(x, y, at)[0]
+
+
+def _line(x: list[float], y: list[float], at: float) -> tuple[float, float]:
+    """Value and slope of the line through the two points around `at`; constant beyond both ends."""
     at = float(at)  # a numpy scalar is slow here, and would end up in JSON and in LinkState
     index = bisect_right(x, at)
     if index == 0:
-        return y[0]
+        return y[0], 0.0
     if index == len(x):
-        return y[-1]
+        return y[-1], 0.0
     low = x[index - 1]
-    return y[index - 1] + (y[index] - y[index - 1]) * (at - low) / (x[index] - low)
+    slope = (y[index] - y[index - 1]) / (x[index] - low)
+    return y[index - 1] + slope * (at - low), slope
 
 
 def _rows(values: Any) -> tuple[tuple[float, float], ...]:

@@ -39,8 +39,9 @@ one second around an edge.
   for edges are independent.
 - Range, elevation and pass edges differ by UT1 - UTC alone, zero for the engine, from tables for Skyfield: 0.03 s to
   0.10 s on these dates, in which the equator turns by 15 m to 45 m. Neither has polar motion.
-- Delay is compared with the light time of a downlink, from where the satellite was when it sent. The engine divides the
-  range of one instant by c; the satellite's movement meanwhile is the difference, largest on high orbits.
+- Delay is compared in both directions with the light time from where the sender is when it sends to where the receiver
+  is when it arrives. The engine counts the satellite's movement meanwhile to first order and neglects the station's,
+  which is the difference on high orbits.
 - Eclipse edges are those of two discs seen from Skyfield's satellite, with DE421's apparent Sun. Skyfield's own
   `is_sunlit` knows no penumbra: it changes between first and second contact in every eclipse.
 - Both take the Earth for a sphere without air when it comes to shadow. Oblateness and refraction move a real edge by

@@ -23,7 +23,7 @@ import sgp4
 from hil.mission.frames import DAY_S, TT_MINUS_UTC_S, Station
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.passes import find_passes
-from hil.mission.radio import one_way_delay_s
+from hil.mission.radio import DIRECTIONS, one_way_delay_s
 from hil.mission.shadow import EARTH_RADIUS_KM, SUN_RADIUS_KM, find_eclipses
 from hil.mission.sun import AU_KM, sun_teme_km
 from hil.mission.tle import checksum
@@ -142,12 +142,14 @@ class Sky:
             azimuth, np.concatenate([azimuths, azimuths[:1] + 360]), np.concatenate([masks, masks[:1]])
         )
 
-    def downlink_s(self, station: Station, t_s: Floats) -> Floats:
-        """Light time of what arrives at `t_s`: sent from where the satellite was, received where the station is."""
-        received = self._site(station).at(self.times(t_s)).position.km
+    def light_s(self, station: Station, t_s: Floats, direction: str) -> Floats:
+        """Light time of what is sent at `t_s`: from there and then, to where the other end is when it arrives."""
+        ends = (self._site(station), self._satellite)
+        sender, receiver = ends if direction == "uplink" else ends[::-1]
+        sent = sender.at(self.times(t_s)).position.km
         delay = np.zeros_like(t_s)
         for _ in range(3):
-            sent = self._satellite.at(self.times(t_s - delay)).position.km
+            received = receiver.at(self.times(t_s + delay)).position.km
             delay = np.linalg.norm(sent - received, axis=0) / SPEED_OF_LIGHT_KM_S
         return delay
 
@@ -183,8 +185,9 @@ def residuals(case: Case, *, hours: float, step_s: float) -> Residuals:
         elevations.append(np.abs(ours.elevation_deg - elevation).max())
         some = grid[elevation > 0][::7]
         if some.size:
-            ours_s = np.array([one_way_delay_s(r) for r in ephemeris.look(station, some).range_m])
-            delays.append(1e6 * np.abs(ours_s - sky.downlink_s(station, some)).max())
+            for direction in DIRECTIONS:
+                ours_s = _delay_s(ephemeris, station, some, direction)
+                delays.append(1e6 * np.abs(ours_s - sky.light_s(station, some, direction)).max())
         windows = [(item.aos_s, item.los_s) for item in find_passes(ephemeris, station, 0.0, end_s)]
         found = _inner(windows, end_s)
         edges += _misses(lambda t, s=station: sky.clearance_deg(s, t), found)
@@ -213,6 +216,13 @@ def residuals(case: Case, *, hours: float, step_s: float) -> Residuals:
         samples=len(grid) * len(STATIONS),
         disagreements=tuple(wrong),
     )
+
+
+def _delay_s(ephemeris: Ephemeris, station: Station, t_s: Floats, direction: str) -> Floats:
+    """The engine's delay; the range's rate is taken over a second, as a timeline does."""
+    before, now, after = (ephemeris.look(station, t_s + dt).range_m for dt in (-0.5, 0.0, 0.5))
+    rates = after - before if direction == "uplink" else np.zeros_like(now)
+    return np.array([one_way_delay_s(r, 0.0, rate) for r, rate in zip(now, rates, strict=True)])
 
 
 def vallado_cases() -> list[tuple[str, str, list[list[float]]]]:

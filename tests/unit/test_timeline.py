@@ -130,6 +130,11 @@ def test_delay_is_the_range_within_a_microsecond_and_continuous(timeline: Timeli
             assert np.abs(np.diff(ours) / np.diff(t_s)).max() < 25e-6  # the physical drift: no jump hides in it
             assert (ours > 0.0015).all()
             assert (ours < 0.0095).all()
+            # what goes up meets the satellite where it is by then
+            reached = ephemeris.look(by_name[span.label], t_s + truth).range_m / SPEED_OF_LIGHT_M_S + 0.001
+            up = np.array([timeline.link_at(t)["uplink"].delay_s for t in t_s])
+            assert np.abs(up - reached).max() < np.abs(up - truth).max() < 2.5e-7
+            assert np.abs(up - reached).max() < 8e-8
 
 
 def test_contacts_and_edges_can_be_asked_for(timeline: Timeline) -> None:
