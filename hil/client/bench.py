@@ -17,6 +17,8 @@ from hil.client.console import Console
 from hil.client.faults import BrownOut, CutAt, LatchUp
 from hil.client.flight import Flight
 from hil.client.http import DaemonGone, Http
+from hil.client.shell import KeptShell
+from hil.client.shell import connect as connect_shell
 from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.model import LinkState, Reading
 
@@ -226,7 +228,7 @@ class Board:
         self.power = Power(self)
         self.link = Link(self)
         self._console: Console | None = None
-        self._shell: Shell | None = None
+        self._kept = KeptShell(name, lambda timeout_s: self._connect(self.wires.mgmt, None, timeout_s))
 
     @property
     def console(self) -> Console:
@@ -241,29 +243,23 @@ class Board:
 
     @property
     def shell(self) -> Shell:
-        """The shell over the management port; connected at first use and again after it was lost."""
+        """The shell over the management port; connected at first use and again after it was lost.
+
+        Raises Rebooted, once, when the board went through a reboot meanwhile that this client's power calls or
+        `reconnect` did not announce.
+        """
         self.check()
-        if self._shell is None or not self._shell.alive:
-            self.reconnect(timeout_s=20.0)
-        if self._shell is None:
-            raise BenchError(f"board {self.name}: no shell")
-        return self._shell
+        self._wire("mgmt", self.wires.mgmt)
+        return self._kept.get()
 
     def reconnect(self, timeout_s: float) -> Shell:
-        """A new connection to the management port, tried until it stands. Raises the last BoardError in the end."""
+        """A new connection to the management port, to whatever boot of the board, tried until it stands.
+
+        Raises the last BoardError in the end.
+        """
         self.check()
-        self.disconnect()
-        wire = self._wire("mgmt", self.wires.mgmt)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                self._shell = self._connect(wire, None, min(max(left, 1.0), 20.0))
-                return self._shell
-            except BoardError:
-                if time.monotonic() + 0.2 > deadline:
-                    raise
-                time.sleep(0.2)  # between two attempts at a board that boots
+        self._wire("mgmt", self.wires.mgmt)
+        return self._kept.reconnect(timeout_s)
 
     def payload_shell(self, timeout_s: float = 20.0) -> Shell:
         """A new connection through the emulated link; the caller closes it."""
@@ -288,27 +284,15 @@ class Board:
         self._driving()
         if self.lease is not None:
             self.lease.power_epochs.pop(self.name, None)
+        self._kept.expect_boot()
 
     def disconnect(self) -> None:
         """Drop the management connection without a farewell."""
-        if self._shell is not None:
-            self._shell.abort()
-            self._shell = None
+        self._kept.drop()
 
-    def _connect(self, wire: SshWire, broker: Path | None, timeout_s: float) -> Shell:
-        from hil.drivers.ssh import Shell
-
+    def _connect(self, wire: SshWire | None, broker: Path | None, timeout_s: float) -> Shell:
         try:
-            return Shell.connect(
-                wire.address,
-                wire.port,
-                wire.user,
-                wire.key,
-                wire.known_hosts,
-                broker=broker,
-                timeout_s=timeout_s,
-                guard=self.check,
-            )
+            return connect_shell(self._wire("mgmt", wire), broker=broker, timeout_s=timeout_s, guard=self.check)
         except BoardError:
             self.check()  # a board without power does not answer, and is not to blame
             raise

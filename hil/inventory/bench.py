@@ -126,14 +126,20 @@ class ConsoleWire(Strict):
         return value
 
 
-class SshWire(Strict):
-    """How to reach the board by SSH: the host key is pinned in `known_hosts`."""
+class JumpHost(Strict):
+    """A machine that connections to a board go through. Without `key`: the keys of the SSH agent."""
 
     address: str
     port: Port = 22
     user: str = "root"
-    key: File
+    key: File | None = None
     known_hosts: File
+
+
+class SshWire(JumpHost):
+    """How to reach the board by SSH: the host key is pinned in `known_hosts` (`hil board trust`)."""
+
+    jump: tuple[JumpHost, ...] = Field(default=(), description="machines on the way, the first one first")
 
 
 class PayloadWire(SshWire):

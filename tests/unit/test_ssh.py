@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paramiko
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from typing_extensions import Buffer
 
+from hil.client.shell import KeptShell, Rebooted
 from hil.drivers.ssh import SftpError, Shell, ShellLost, ShellTimeout, Upload, sftp, transfer
 from hil.drivers.ssh import shell as shell_module
 from hil.errors import BenchError, BoardError
@@ -386,6 +387,73 @@ def test_a_forwarded_stream(shell: Shell) -> None:
     with shell.forward("127.0.0.1", 8080) as stream:
         stream.sendall(b"GET /")
         assert stream.recv(100) == b"echo GET /"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reboots
+
+
+def test_a_lost_connection_is_made_again(board: BoardServer, tmp_path: Path) -> None:
+    kept = KeptShell("b1", lambda timeout_s: connect(board, tmp_path, timeout_s))
+    first = kept.get()
+    assert kept.get() is first
+    board.cut()
+    _until(lambda: not first.alive)
+    assert kept.get().run(["echo", "again"], 5).stdout == "again\n"
+    kept.drop()
+
+
+def test_a_reboot_by_itself_is_noticed_once(board: BoardServer, tmp_path: Path) -> None:
+    kept = KeptShell("b1", lambda timeout_s: connect(board, tmp_path, timeout_s))
+    first = kept.get()
+    board.boot_id = "boot-2"
+    board.cut()
+    _until(lambda: not first.alive)
+    with pytest.raises(Rebooted, match="b1 rebooted by itself"):
+        kept.get()
+    assert kept.get().run(["echo", "on"], 5).stdout == "on\n"
+    kept.drop()
+
+
+@pytest.mark.parametrize("how", ["expect_boot", "reconnect"])
+def test_a_reboot_that_was_announced_is_not(board: BoardServer, tmp_path: Path, how: str) -> None:
+    kept = KeptShell("b1", lambda timeout_s: connect(board, tmp_path, timeout_s))
+    first = kept.get()
+    board.boot_id = "boot-2"
+    board.cut()
+    _until(lambda: not first.alive)
+    if how == "reconnect":
+        kept.reconnect(5)
+    else:
+        kept.expect_boot()
+    assert kept.get().boot_id() == kept.boot_id == "boot-2"
+    kept.drop()
+
+
+def test_a_board_that_boots_is_tried_until_it_answers(board: BoardServer, tmp_path: Path) -> None:
+    tried: list[float] = []
+
+    def dial(timeout_s: float) -> Shell:
+        tried.append(timeout_s)
+        if len(tried) < 3:
+            raise ShellLost("connection refused")
+        return connect(board, tmp_path, timeout_s)
+
+    kept = KeptShell("b1", dial)
+    assert kept.reconnect(5).alive
+    assert len(tried) == 3
+    kept.drop()
+    tried.clear()
+    with pytest.raises(ShellLost, match="refused"):
+        kept.reconnect(0.3)
+    assert len(tried) in (1, 2)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
