@@ -214,7 +214,7 @@ class Daemon:
         await self._heart.ensure()
         for name in self.bench.file.boards:
             self.boards[name] = self._make_board(name)
-        await self._desk.open()
+        self._desk.open()
         for board in self.boards.values():
             if board.console is not None:
                 board.console.start()
@@ -554,7 +554,7 @@ class Daemon:
         return {"lease": lease.id, "token": token, **_public(lease)}
 
     async def renew(self, lease_id: str, token: str | None) -> dict[str, Any]:
-        return _public(await self._desk.renew(lease_id, token))
+        return _public(self._desk.renew(lease_id, token))
 
     async def release(self, lease_id: str, token: str | None) -> dict[str, Any]:
         """End a lease; returns when its boards are in their `on_lease_end` state."""

@@ -13,21 +13,20 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from hil.bench.leases import Ended, Lease, LeaseStore, Taken, describe, watch_process
 from hil.errors import BenchError, HilError, UsageError
 
 log = logging.getLogger("hil.leases")
-_T = TypeVar("_T")
 
 TICK_S = 0.5
 DISCONNECT_TICK_S = 0.5
 # Who has waited this long counts as one priority higher: nobody waits for ever.
 AGING_S = 600.0
 FLASH_GRACE_MAX_S = 900.0
+CHECKPOINT_S = 30.0
 
 
 class Boards(Protocol):
@@ -88,7 +87,7 @@ class FlashSection:
 
 
 class LeaseDesk:
-    """Grants, renews and ends leases. On the daemon's loop; the store's writes run on a thread of their own.
+    """Grants, renews and ends leases. On the daemon's loop.
 
     `spawn` starts a task whose failure ends the daemon. `now_s` is the store's clock.
     """
@@ -104,34 +103,34 @@ class LeaseDesk:
         self._boards = boards
         self._spawn = spawn
         self._now_s = now_s
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hil-leases")
-        self._writer: LeaseStore
-        self._reader: LeaseStore
+        self._store: LeaseStore
         self._waiting: list[Waiter] = []
         self._arrivals = itertools.count()
         self._served_s: dict[str, float] = {}
-        self._serving = asyncio.Lock()
         self._event = asyncio.Event()
         self._watched: dict[str, int] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._flash: dict[str, FlashSection] = {}
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Open the store; nothing is acted on before `keep`."""
-        self._writer = await self._write(self._open_store)
-        self._reader = self._open_store()
-        await self._write(lambda: self._writer.expire(self._now_s()))
+        self._store = self._open_store()
+        self._store.expire(self._now_s())
         self._watch_holders()
 
     async def keep(self) -> None:
         """Notice leases that run out or whose holder dies, and act on every end. Runs until cancelled."""
+        checkpoint_s = self._now_s() + CHECKPOINT_S
         while True:
-            await self._write(lambda: self._writer.expire(self._now_s()))
+            self._store.expire(self._now_s())
             self._watch_holders()
             self._begin_endings()
-            await self._serve()
+            self._serve()
             self._event.clear()
-            expiry_s = self._reader.next_expiry_s()
+            if self._now_s() > checkpoint_s:
+                await asyncio.to_thread(self._store.checkpoint)
+                checkpoint_s = self._now_s() + CHECKPOINT_S
+            expiry_s = self._store.next_expiry_s()
             # A death is an event of its own pidfd; only the TTL needs a clock.
             patience = TICK_S if expiry_s is None else min(TICK_S, max(0.01, expiry_s - self._now_s()))
             with contextlib.suppress(TimeoutError):
@@ -141,11 +140,11 @@ class LeaseDesk:
     # ---------------------------------------------------------------------------------------------- who has what
     def leases(self) -> tuple[Lease, ...]:
         """Every lease that has not ended."""
-        return self._reader.leases()
+        return self._store.leases()
 
     def busy(self) -> bool:
         """Whether anybody holds or waits for a board, or a board is still on its way to its `on_lease_end` state."""
-        return bool(self._waiting or self._endings or self.leases() or self._reader.unsettled())
+        return bool(self._waiting or self._endings or self.leases() or self._store.unsettled())
 
     def check(self, token: str | None, board: str) -> Lease:
         """The lease that lets `token` drive `board` now; BenchError otherwise.
@@ -153,7 +152,7 @@ class LeaseDesk:
         In a flash section the token of a lease that ended is good for that board until the section or its grace ends.
         """
         try:
-            return self._reader.check(token, board, self._now_s())
+            return self._store.check(token, board, self._now_s())
         except BenchError:
             section = self._flash.get(board)
             if section is not None and token and hmac.compare_digest(section.token.encode(), token.encode()):
@@ -177,7 +176,7 @@ class LeaseDesk:
         deadline_s = waiter.since_s + request.wait_s
         self._waiting.append(waiter)
         try:
-            await self._serve()
+            self._serve()
             while not waiter.granted.done():
                 left_s = deadline_s - self._now_s()
                 if left_s <= 0:
@@ -186,12 +185,12 @@ class LeaseDesk:
                 if not waiter.granted.done() and await disconnected():
                     raise BenchError("the client that waited for the lease is gone")
         except BaseException:
-            if not waiter.granted.cancel():
-                await asyncio.shield(self._give_back(*waiter.granted.result()))  # granted as it left
+            if not waiter.granted.cancel() and waiter.granted.exception() is None:
+                self._give_back(*waiter.granted.result())  # granted as it left
+            self._event.set()  # its boards are for those behind it
             raise
         finally:
             self._waiting.remove(waiter)
-            self._event.set()  # its boards are for those behind it
         lease, token = waiter.granted.result()
         return await self._hand_over(lease, token), token
 
@@ -199,8 +198,8 @@ class LeaseDesk:
         if not request.alternatives:
             raise UsageError("a lease needs at least one board")
         for boards in request.alternatives:
-            self._reader.check_request(boards, request.ttl_s, request.pid, request.preempt, request.reason)
-        wanted = tuple(frozenset(self._reader.together(boards)) for boards in request.alternatives)
+            self._store.check_request(boards, request.ttl_s, request.pid, request.preempt, request.reason)
+        wanted = tuple(frozenset(self._store.together(boards)) for boards in request.alternatives)
         granted: asyncio.Future[tuple[Lease, str]] = asyncio.get_running_loop().create_future()
         return Waiter(request, wanted, next(self._arrivals), self._now_s(), granted)
 
@@ -215,50 +214,40 @@ class LeaseDesk:
 
         return sorted(self._waiting, key=key)
 
-    async def _serve(self) -> None:
+    def _serve(self) -> None:
         """Grant what can be granted. Nobody overtakes one who waits for the same board: boards wait for who is ahead
         too, or several at once would never come free together.
         """
-        async with self._serving:
-            kept: set[str] = set()
-            for waiter in self._order():
-                if not waiter.granted.done() and not await self._grant(waiter, kept):
-                    kept |= waiter.boards
+        kept: set[str] = set()
+        for waiter in self._order():
+            if not waiter.granted.done() and not self._grant(waiter, kept):
+                kept |= waiter.boards
 
-    async def _grant(self, waiter: Waiter, kept: set[str]) -> bool:
-        request = waiter.request
+    def _grant(self, waiter: Waiter, kept: set[str]) -> bool:
+        request, now_s = waiter.request, self._now_s()
         for boards, wanted in zip(request.alternatives, waiter.wanted, strict=True):
             if not request.preempt and (wanted & kept or self._holders(wanted)):
                 continue
             try:
-                lease, token = await self._write(lambda boards=boards: self._store(request, boards))  # type: ignore[misc]
-            except Taken:
-                continue
+                lease, token = self._store.acquire(
+                    boards,
+                    holder=request.holder,
+                    user=request.user,
+                    pid=request.pid,
+                    ttl_s=request.ttl_s,
+                    now_s=now_s,
+                    reason=request.reason,
+                    preempt=request.preempt,
+                )
             except HilError as error:
-                if not waiter.granted.done():
-                    waiter.granted.set_exception(error)
+                waiter.granted.set_exception(error)
                 return True
-            self._served_s[request.user] = self._now_s()
+            self._served_s[request.user] = now_s
             log.info("lease %s of %s for %s %s", lease.id, ", ".join(lease.boards), lease.holder, lease.reason)
             self._watch_holders()
-            if waiter.granted.done():  # it left while the store wrote
-                await self._give_back(lease, token)
-            else:
-                waiter.granted.set_result((lease, token))
+            waiter.granted.set_result((lease, token))
             return True
         return False
-
-    def _store(self, request: Request, boards: tuple[str, ...]) -> tuple[Lease, str]:
-        return self._writer.acquire(
-            boards,
-            holder=request.holder,
-            user=request.user,
-            pid=request.pid,
-            ttl_s=request.ttl_s,
-            now_s=self._now_s(),
-            reason=request.reason,
-            preempt=request.preempt,
-        )
 
     def _holders(self, boards: frozenset[str]) -> list[Lease]:
         now_s = self._now_s()
@@ -276,39 +265,39 @@ class LeaseDesk:
         said += [f"board {board} goes to its on_lease_end state" for board in sorted(boards & self._endings.keys())]
         if not said:
             return f"{', '.join(sorted(boards))}: not served yet"
-        return "; ".join(said) + (self._reader.why(waiter.request.alternatives[0]) if len(waiter.wanted) == 1 else "")
+        return "; ".join(said) + (self._store.why(waiter.request.alternatives[0]) if len(waiter.wanted) == 1 else "")
 
     async def _hand_over(self, lease: Lease, token: str) -> Lease:
         """The lease with its boards as their former lease leaves them, and all of its time ahead."""
         try:
             while not await self._ended(lease.boards, lease.ttl_s / 3):
-                lease = await self.renew(lease.id, token)  # a shutdown may take longer than it lives
+                lease = self.renew(lease.id, token)  # a shutdown may take longer than it lives
             await self._boards.ready(lease.boards)
         except BaseException:
             # The client gets the error and no token: nobody could give this lease back.
-            await asyncio.shield(self._give_back(lease, token))
+            self._give_back(lease, token)
             raise
         return lease
 
-    async def _give_back(self, lease: Lease, token: str) -> None:
+    def _give_back(self, lease: Lease, token: str) -> None:
         with contextlib.suppress(BenchError):
-            await self._write(lambda: self._writer.release(lease.id, token, self._now_s()))
+            self._store.release(lease.id, token, self._now_s())
         self._event.set()
 
     # ------------------------------------------------------------------------------------------- holding, ending
-    async def renew(self, lease_id: str, token: str | None) -> Lease:
+    def renew(self, lease_id: str, token: str | None) -> Lease:
         """All of its time to live from now. Raises BenchError when it is over."""
-        return await self._write(lambda: self._writer.renew(lease_id, token or "", self._now_s()))
+        return self._store.renew(lease_id, token or "", self._now_s())
 
     async def release(self, lease_id: str, token: str | None) -> None:
         """End a lease; returns when its boards are in their `on_lease_end` state."""
         boards = next((lease.boards for lease in self.leases() if lease.id == lease_id), ())
-        await self._write(lambda: self._writer.release(lease_id, token or "", self._now_s()))
+        self._store.release(lease_id, token or "", self._now_s())
         for board in boards:
             self._end_section(board)  # whoever gives a board back has done with it
         self._watch_holders()
         self._begin_endings()
-        await self._serve()
+        self._serve()
         await self._ended(boards, None)
 
     def begin_flash(self, board: str, token: str | None, grace_s: float) -> None:
@@ -332,7 +321,7 @@ class LeaseDesk:
             section.over.set()
 
     def _begin_endings(self) -> None:
-        for board in {ended.board for ended in self._reader.unsettled()} - self._endings.keys():
+        for board in {ended.board for ended in self._store.unsettled()} - self._endings.keys():
             task = self._spawn(self._end_board(board), f"end-lease-{board}")
             self._endings[board] = task
             task.add_done_callback(lambda task, board=board: self._ending_done(board, task))  # type: ignore[misc]
@@ -343,7 +332,7 @@ class LeaseDesk:
 
     async def _end_board(self, board: str) -> None:
         """Bring a board whose leases ended to its `on_lease_end` state."""
-        for ended in [item for item in self._reader.unsettled() if item.board == board]:
+        for ended in [item for item in self._store.unsettled() if item.board == board]:
             await self._grace(ended)
             log.info("board %s: lease %s %s", ended.board, ended.lease, ended.cause)
             try:
@@ -353,7 +342,7 @@ class LeaseDesk:
                 if self._boards.energized(board):
                     raise  # it stays unsettled: the daemon ends, in the safe state
                 # Off, but its link may not be clear: whoever takes the board next clears it, or is told.
-            await self._write(lambda ended=ended: self._writer.settled(ended))  # type: ignore[misc]
+            self._store.settled(ended)
 
     async def _grace(self, ended: Ended) -> None:
         section = self._flash.get(ended.board)
@@ -403,9 +392,6 @@ class LeaseDesk:
         asyncio.get_running_loop().remove_reader(handle)
         log.info("the holder of lease %s has ended", lease_id)
         self._event.set()
-
-    async def _write(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def _wait(request: Request) -> str:

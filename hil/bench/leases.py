@@ -84,6 +84,8 @@ class Ended:
 class LeaseStore:
     """The leases of one bench. One process owns it (the daemon holds the bench's lock); not for several threads.
 
+    No call waits for the disk: fit for an event loop. `checkpoint` does, now and then, on a thread.
+
     `started` gives the kernel's start time of a process or None when it is dead: pid and start time together name a
     process for good, a pid alone is used again. `groups` names for a board all those that can only be leased together
     with it: they hang on one supply whose channels are not independent.
@@ -98,7 +100,11 @@ class LeaseStore:
         started: Callable[[int], int | None],
         groups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     ) -> None:
+        self._path = path
         self._groups = groups
+        # What the tables hold, read once after each change: nobody else writes them.
+        self._held: tuple[tuple[Lease, str], ...] | None = None
+        self._ended: tuple[Ended, ...] | None = None
         self._boards = frozenset(boards)
         self._boot_id = boot_id
         self._started = started
@@ -109,6 +115,7 @@ class LeaseStore:
             # Survives the death of this process without waiting for the disk. What a power cut of the host takes with
             # it was over anyway: no lease outlives a boot. Only the fence must not go back; see `_new_boot`.
             self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.execute("PRAGMA wal_autocheckpoint=0")
             self._database.executescript(_SCHEMA)
             if "user" not in {row[1] for row in self._database.execute("PRAGMA table_info(lease)")}:
                 self._database.execute("ALTER TABLE lease ADD COLUMN user TEXT NOT NULL DEFAULT ''")
@@ -208,7 +215,9 @@ class LeaseStore:
 
     def unsettled(self) -> tuple[Ended, ...]:
         """Boards whose lease ended and that the daemon has not yet brought to their `on_lease_end` state."""
-        return tuple(Ended(*row) for row in self._database.execute("SELECT board, lease, cause FROM ended"))
+        if self._ended is None:
+            self._ended = tuple(Ended(*row) for row in self._database.execute("SELECT board, lease, cause FROM ended"))
+        return self._ended
 
     def settled(self, ended: Ended) -> None:
         """The board is in its `on_lease_end` state, or has been leased again."""
@@ -221,8 +230,15 @@ class LeaseStore:
 
     def next_expiry_s(self) -> float | None:
         """When the next lease runs out on the store's clock, or None without a lease."""
-        row = self._database.execute("SELECT min(expires_s) FROM lease").fetchone()
-        return None if row[0] is None else float(row[0])
+        return min((lease.expires_s for lease in self.leases()), default=None)
+
+    def checkpoint(self) -> None:
+        """Move what was written into the database file and wait for the disk; from any thread."""
+        with (
+            contextlib.closing(sqlite3.connect(self._path, timeout=5.0)) as database,
+            contextlib.suppress(sqlite3.Error),
+        ):
+            database.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self) -> None:
         self._database.close()
@@ -333,7 +349,12 @@ class LeaseStore:
     def _get(self, lease_id: str) -> Lease:
         return next(lease for lease in self.leases() if lease.id == lease_id)
 
-    def _rows(self) -> list[tuple[Lease, str]]:
+    def _rows(self) -> tuple[tuple[Lease, str], ...]:
+        if self._held is None:
+            self._held = self._read()
+        return self._held
+
+    def _read(self) -> tuple[tuple[Lease, str], ...]:
         boards: dict[str, list[str]] = {}
         for board, lease_id in self._database.execute("SELECT board, lease FROM leased_board ORDER BY rowid"):
             boards.setdefault(lease_id, []).append(board)
@@ -341,21 +362,24 @@ class LeaseStore:
             "SELECT id, fence, holder, reason, pid, pid_start, acquired_s, ttl_s, expires_s, user, boot_id FROM lease "
             "ORDER BY fence"
         )
-        return [
+        return tuple(
             (Lease(row[0], row[1], row[2], row[3], row[4], row[5], tuple(boards.get(row[0], ())), *row[6:10]), row[10])
             for row in rows
-        ]
+        )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
+            self._held = self._ended = None
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
                 self._database.execute("ROLLBACK")
+                self._held = self._ended = None
                 raise
             self._database.execute("COMMIT")
+            self._held = self._ended = None
         except sqlite3.Error as error:
             raise BenchError(
                 f"the lease store refuses: {error}", hint="free disk space; nothing was granted"

@@ -49,16 +49,24 @@ def lease() -> None:
 @bench_option
 @json_option
 def list_(bench_file: str | None, as_json: bool) -> None:
-    """Leases: who, since when, until when."""
+    """Who holds which board, since when and until when; who waits for one, and why."""
     from hil.client import attach
 
     with attach(the_bench(bench_file)) as daemon:
-        rows = daemon.leases()
+        held, waiting = daemon.leases(), daemon.waiting()
     if as_json:
-        print_json({"leases": rows})
+        print_json({"leases": held, "waiting": waiting})
         return
-    for row in rows:
-        click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+    if not held:
+        click.echo("no board is leased")
+    for row in held:
+        ends = f"until {row['until']}, unless renewed" if row["pid"] is None else f"while process {row['pid']} lives"
+        click.echo(f"{', '.join(row['boards']):16} {row['holder']}  since {row['since']}  {ends}  {row['reason']}")
+    for place, row in enumerate(waiting, 1):
+        wants = " or ".join("+".join(boards) for boards in row["any_of"])
+        priority = f"  priority {row['priority']}" if row["priority"] else ""
+        click.echo(f"{place}. waits for {wants}: {row['holder']}  since {row['since']}{priority}  {row['reason']}")
+        click.echo(f"   {row['why']}")
 
 
 @lease.command()
@@ -66,10 +74,17 @@ def list_(bench_file: str | None, as_json: bool) -> None:
 @click.argument("boards", nargs=-1, required=True)
 @click.option("--ttl-s", type=click.FloatRange(min=1), default=3600.0, show_default=True)
 @click.option("--wait-s", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--priority", type=click.IntRange(-10, 10), default=0, show_default=True, help="higher is served first")
 @click.option("--preempt", is_flag=True, help="take it from its holder; needs --reason")
-@click.option("--reason", default="", help="told to the one who loses the board")
+@click.option("--reason", default="", help="shown to all; told to the one who loses the board")
 def acquire(
-    bench_file: str | None, boards: tuple[str, ...], ttl_s: float, wait_s: float, preempt: bool, reason: str
+    bench_file: str | None,
+    boards: tuple[str, ...],
+    ttl_s: float,
+    wait_s: float,
+    priority: int,
+    preempt: bool,
+    reason: str,
 ) -> None:
     """Lease BOARDS until released or for --ttl-s; the token is kept in the state directory."""
     from hil.client import attach
@@ -79,7 +94,14 @@ def acquire(
     bench = the_bench(bench_file)
     with attach(bench) as daemon:
         granted = daemon.lease(
-            boards, ttl_s=ttl_s, wait_s=wait_s, preempt=preempt, reason=reason, pid=None, renew=False
+            boards,
+            ttl_s=ttl_s,
+            wait_s=wait_s,
+            priority=priority,
+            preempt=preempt,
+            reason=reason,
+            pid=None,
+            renew=False,
         )
     for board in granted.boards:  # more than asked for, where boards can only be leased together
         path = _store(bench, board)

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ POWER_TIMEOUT_S = 60.0
 COMPILE_TIMEOUT_S = 180.0
 CHECK_TIMEOUT_S = 10.0
 STOP_S = 15.0
+# An orderly shutdown, a flash section's grace and the switching itself, at their longest.
+LEASE_END_S = 300.0 + 900.0 + POWER_TIMEOUT_S
 
 
 class Lease:
@@ -82,7 +84,7 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         if self._lost is None:
-            self._http.call("DELETE", f"/v1/leases/{self.id}", token=self.token, timeout_s=POWER_TIMEOUT_S)
+            self._http.call("DELETE", f"/v1/leases/{self.id}", token=self.token, timeout_s=LEASE_END_S)
 
     def _renew(self) -> None:
         while not self._stop.wait(self.ttl_s / 3):
@@ -131,14 +133,21 @@ class Bench:
         return value
 
     def leases(self) -> list[dict[str, Any]]:
-        """Who holds which board."""
+        """Who holds which board, since when and until when."""
         value: list[dict[str, Any]] = self.http.get("/v1/leases")
+        return value
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Who waits for which boards and why, in the order in which they will be served."""
+        value: list[dict[str, Any]] = self.http.get("/v1/waiting")
         return value
 
     def lease(
         self,
-        boards: Iterable[str],
+        boards: Iterable[str] = (),
         *,
+        any_of: Sequence[Sequence[str]] = (),
+        priority: int = 0,
         ttl_s: float = 30.0,
         wait_s: float = 0.0,
         preempt: bool = False,
@@ -147,16 +156,20 @@ class Bench:
         pid: int | None = -1,
         renew: bool = True,
     ) -> Lease:
-        """Lease all these boards or none, waiting up to `wait_s` for them.
+        """Lease all these boards or none, waiting up to `wait_s` for them; or the first set of `any_of` that is free.
 
-        The lease ends with process `pid` (default: this one; None: only by its TTL). Raises BenchError naming who has
-        the board, UsageError for a board that is not there.
+        Who waits is served by `priority` (-10 to 10, one higher for each ten minutes of waiting), then in turn by
+        user, then as they came. The lease ends with process `pid` (default: this one; None: only by its TTL). Raises
+        BenchError naming who has the board, UsageError for a board that is not there.
         """
         granted = self.http.call(
             "POST",
             "/v1/leases",
             {
                 "boards": list(boards),
+                "any_of": [list(names) for names in any_of],
+                "priority": priority,
+                "user": _user(),
                 "holder": holder or f"{_user()}@{socket.gethostname()} {Path(sys.argv[0] or 'python').name}",
                 "pid": os.getpid() if pid == -1 else pid,
                 "ttl_s": ttl_s,
@@ -164,7 +177,7 @@ class Bench:
                 "preempt": preempt,
                 "reason": reason,
             },
-            timeout_s=wait_s + POWER_TIMEOUT_S,
+            timeout_s=wait_s + LEASE_END_S,
         )
         return Lease(self.http, granted, renew=renew)
 
@@ -285,6 +298,19 @@ class Board:
         if self.lease is not None:
             self.lease.power_epochs.pop(self.name, None)
         self._kept.expect_boot()
+
+    @contextlib.contextmanager
+    def flash_section(self, grace_s: float = 120.0) -> Iterator[None]:
+        """While firmware is written: an end of the lease that is not the holder's own doing cuts the power only after
+        the section, at most `grace_s` (up to 900 s) later; until then this client may still drive the board.
+        """
+        self._call("POST", "flash", {"grace_s": grace_s})
+        try:
+            yield
+        finally:
+            self.bench.http.call(
+                "DELETE", f"/v1/boards/{self.name}/flash", token=self._token(), timeout_s=POWER_TIMEOUT_S
+            )
 
     def disconnect(self) -> None:
         """Drop the management connection without a farewell."""
