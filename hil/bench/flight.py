@@ -408,7 +408,11 @@ class FlightControl:
         eps = None if self._eps is None else self._eps.state
         sample = self.board.last
         power = {} if sample is None else sample.row()
-        power.update(state=self.board.state, bus_voltage_v=None if eps is None else eps.bus_voltage_v)
+        power.update(
+            state=self.board.state,
+            bus_voltage_v=None if eps is None else eps.bus_voltage_v,
+            watched_v=None if eps is None else eps.watched_v,
+        )
         return {
             "board": self.board.name,
             "mission": self.mission.name,

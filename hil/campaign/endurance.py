@@ -101,14 +101,14 @@ def _fly_until(flying: Flying, step: CruiseStep, end_s: float) -> Eclipse | str:
             flying.go_to(min(until_s, aos_s - steps.LEAD_S), "next contact", as_now=True)
             continue
         wanted = min(flying.pace.rate_of(step.clock_rate), max((until_s - now_s) / (2 * _LOOK_S), 1.0))
-        if slowed_v is not None and power["bus_voltage_v"] < slowed_v + RECOVERED_V:
-            wanted = 1.0  # the daemon slowed the clock near the shed voltage; until the bus recovers it stays so
+        if slowed_v is not None and power["watched_v"] < slowed_v + RECOVERED_V:
+            wanted = 1.0  # the daemon slowed the clock near the shed voltage; until that recovers it stays so
         if wanted != state["rate"]:
             flying.clock(step.clock_rate, cause="cruise", at_most=wanted)
         flying.pause(min(_LOOK_S, max((until_s - now_s) / wanted, 0.01)))
         after = flying.flight.state()
         if after["rate"] < wanted:
-            slowed_v = after["power"]["bus_voltage_v"]
+            slowed_v = after["power"]["watched_v"]
 
 
 def _gap_end(flying: Flying, now_s: float) -> float:

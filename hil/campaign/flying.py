@@ -28,7 +28,7 @@ MODEL_PORT = 8080
 MAILBOX_PORT = 8081
 # Wall seconds that a flown gap's last approach takes at every rate it passes through, so that nothing is overshot.
 APPROACH_S = 2.0
-# Volts by which the bus must have recovered before a gap is flown fast again that the daemon slowed near shedding.
+# Volts by which what load shedding watches must have recovered before a gap that the daemon slowed is flown fast again.
 RECOVERED_V = 0.1
 # Wall seconds between looks at the mission's clock while a step waits.
 LOOK_S = 0.25
@@ -167,7 +167,7 @@ class Flying:
         slowed_v: float | None = None
         while (left_s := t_s - state["t_mission"]) > 0:
             wanted = min(rate, max(left_s / APPROACH_S, 1.0))
-            if slowed_v is not None and state["power"]["bus_voltage_v"] < slowed_v + RECOVERED_V:
+            if slowed_v is not None and state["power"]["watched_v"] < slowed_v + RECOVERED_V:
                 wanted = 1.0  # the daemon forbade more: load shedding is flown in real time
             if wanted != state["rate"]:
                 self.flight.clock(wanted, cause=cause)
@@ -175,7 +175,7 @@ class Flying:
             self.board.check()  # a board that lost its power in the gap is not flown on
             state = self.flight.state()
             if state["rate"] < wanted:
-                slowed_v = state["power"]["bus_voltage_v"]
+                slowed_v = state["power"]["watched_v"]
         if state["rate"] > 1:
             self.flight.clock(1.0, cause=cause)
 

@@ -189,7 +189,7 @@ def _shed_count(record: Record) -> Measured:
 
 
 def _shed_voltage(pick: Callable[..., Any], what: str) -> Callable[[Record], Measured]:
-    return lambda record: extreme(numbers_of(events_of(record, "load_shed"), "bus_voltage_v"), pick, what)
+    return lambda record: extreme(numbers_of(events_of(record, "load_shed"), "watched_v"), pick, what)
 
 
 def _bus_min(record: Record) -> Measured:
@@ -437,13 +437,13 @@ _ALL: tuple[Measure, ...] = (
     Measure(
         "eclipse.shed_voltage_v.min",
         "V",
-        "Lowest bus voltage at which the load was shed.",
+        "Lowest voltage at which the load was shed: the battery's, which is the bus's unless that is regulated.",
         _shed_voltage(min, "lowest"),
     ),
     Measure(
         "eclipse.shed_voltage_v.max",
         "V",
-        "Highest bus voltage at which the load was shed.",
+        "Highest voltage at which the load was shed, the same.",
         _shed_voltage(max, "highest"),
     ),
     Measure("eclipse.min_bus_voltage_v", "V", "Lowest bus voltage of the flight (satellite's model).", _bus_min),

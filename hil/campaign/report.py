@@ -347,7 +347,7 @@ def _event(event: Event) -> str | None:
         case "mailbox":
             return f"Answer kept on board delivered over {get('delivered_in_contact')}"
         case "load_shed":
-            return f"Load shed at {get('bus_voltage_v', math.nan):.2f} V: the board's power is cut"
+            return f"Load shed at {get('watched_v', math.nan):.2f} V: the board's power is cut"
         case "load_restored":
             return "Load restored"
         case "board_off":

@@ -263,7 +263,7 @@ def write(directory: Path, *, answer_after: str = PLANETS, crossed: bool = True)
     run.rate(1.0, "load shedding")
     run.tokens("eclipse", 8, 0.25, "mgmt")
     run.bus_v = 13.19
-    run.event("load_shed", bus_voltage_v=13.19, soc=run.soc, verified_v=0.02)
+    run.event("load_shed", bus_voltage_v=13.19, watched_v=13.19, soc=run.soc, verified_v=0.02)
     run.event("inference_load", tokens=count + 8, wall_s=run.t - start, t_start_mono=start, plane="mgmt")
     run.state = "shed"
     run.fly(5.0)

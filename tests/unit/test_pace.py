@@ -69,7 +69,8 @@ class Daemon:
             return {"checks": []}
         assert path == "/v1/flight"
         self.wall_s += 0.002  # what a request costs
-        power = {"state": "on", "bus_voltage_v": self.bus_v(self.now_s), "power_w": 6.5}
+        # the bus is regulated: it tells nothing of the battery
+        power = {"state": "on", "bus_voltage_v": 12.0, "watched_v": self.bus_v(self.now_s), "power_w": 6.5}
         return {"t_mission": self.now_s, "rate": self.clock.rate, "power": power, "link": {"up": True}}
 
     def call(self, method: str, path: str, body: Any = None, *, token: str | None = None, timeout_s: float = 0) -> Any:

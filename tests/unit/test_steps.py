@@ -319,7 +319,7 @@ class Orbit:
             "t_mission": self.now,
             "rate": self.rate,
             "soc": 0.9,
-            "power": {"state": self.power, "bus_voltage_v": 15.0, "power_w": 5.0},
+            "power": {"state": self.power, "watched_v": 15.0, "power_w": 5.0},
         }
 
     def clock(self, rate: float, cause: str, at_most: float = float("inf")) -> float:
