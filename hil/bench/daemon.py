@@ -39,6 +39,7 @@ from hil.bench.journal import utc_text
 from hil.bench.lease_desk import LeaseDesk, Request, Waiter
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
 from hil.bench.levels import CutTimes, Layers, SupplyWatchdog
+from hil.bench.links import link_driver
 from hil.bench.player import LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import PowerSample
@@ -46,7 +47,6 @@ from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, fi
 from hil.bench.shutdown import shut_down
 from hil.bench.sockets import bind_unix
 from hil.drivers.dialects import dialect
-from hil.drivers.netem import NetemSsh
 from hil.drivers.scpi import ScpiSupply
 from hil.drivers.serial_port import LineSettings
 from hil.errors import BenchError, ExitCode, HilError, SafetyError, UsageError
@@ -167,7 +167,7 @@ class Daemon:
         }
         self.cut_times = CutTimes(self.state_dir / "time-to-off.json")
         self._links = {
-            name: LinkOwner(name, _link_driver(bench, name), self.state_dir / f"link-{name}.touched")
+            name: LinkOwner(name, link_driver(name, bench.file.links[name]), self.state_dir / f"link-{name}.touched")
             for name in bench.file.links
         }
         self._desk = LeaseDesk(self._open_leases, _LeasedBoards(self), self._spawn, boot_clock)
@@ -852,20 +852,6 @@ def lease_groups(bench: Bench) -> dict[str, tuple[str, ...]]:
 
 def _line_settings(wire: ConsoleWire) -> LineSettings:
     return LineSettings(wire.baud, wire.data_bits, wire.parity, wire.stop_bits, wire.flow, wire.combined_uart)
-
-
-def _link_driver(bench: Bench, name: str) -> NetemSsh:
-    wire = bench.file.links[name]
-    return NetemSsh.at(
-        name,
-        host=wire.host,
-        port=wire.port,
-        user=wire.user,
-        key=wire.key,
-        known_hosts=wire.known_hosts,
-        uplink_interface=wire.uplink_interface,
-        downlink_interface=wire.downlink_interface,
-    )
 
 
 def _public(lease: Lease) -> dict[str, Any]:

@@ -97,7 +97,8 @@ async def _link(name: str, link: LinkOwner) -> list[Check]:
             facts = await link.preflight()
     except (HilError, TimeoutError) as error:
         return [Check(name, "link box answers", False, str(error) or f"no answer within {TIMEOUT_S:g} s")]
-    found = f"netem over SSH; kernel {facts['kernel']}, {facts['tc']}, netem {facts['netem']}"
+    versions = [f"{key} {facts[key]}" for key in ("kernel", "tc", "netem", "seed") if facts.get(key) is not None]
+    found = f"{facts['backend']}; {', '.join(versions)}"
     checks = [Check(name, "link box answers", facts["netem"] != "missing", found)]
     return checks + [Check(name, "link box", None, warning) for warning in facts["warnings"]]
 

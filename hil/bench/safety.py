@@ -316,6 +316,8 @@ class InstrumentLock:
 def _endpoint(address: str) -> str:
     if address.startswith(("serial:", "visa:")):
         return endpoint(address)
+    if address.startswith(("unix:", "netem:")):  # a socket's path, or this host's own ports
+        return address
     parts = urlsplit(address.lower())
     host = parts.hostname or address.lower()
     with contextlib.suppress(OSError):  # a name that nobody knows leads nowhere yet

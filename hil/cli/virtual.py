@@ -37,7 +37,9 @@ def images(fill_offline: Path | None) -> None:
         module.fill_offline(paths.cache_dir(), fill_offline, click.echo)
         return
     module.ensure_images(paths.cache_dir(), click.echo)
-    ensure_image(paths.cache_dir(), load_bench(VIRTUAL_BENCH).file.links["box1"].port, click.echo)
+    link = load_bench(VIRTUAL_BENCH).file.links["box1"]
+    if link.driver == "netem-ssh":
+        ensure_image(paths.cache_dir(), link.port, click.echo)
 
 
 @virtual.command()

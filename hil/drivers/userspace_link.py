@@ -29,6 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from hil.drivers.broker import die_with_parent
 from hil.drivers.frame_ports import FramePort, open_port
 from hil.drivers.link import DIRECTIONS, LinkCounters
 from hil.drivers.shaper import Packet, Point, Shaper
@@ -214,8 +215,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ground", required=True, metavar="PORT")
     parser.add_argument("--board", required=True, metavar="PORT")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--with-parent", action="store_true", help="end when the process that started it does")
     parser.add_argument("--log", type=Path, help="a line for each packet: when it came, was due, left")
+    parent = os.getppid()
     options = parser.parse_args(argv)
+    if options.with_parent:
+        die_with_parent(parent)()
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     try:
         with contextlib.ExitStack() as stack:
@@ -244,12 +249,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start(
-    control: Path, *, ground: str, board: str, seed: int | None = None, log: Path | None = None, timeout_s: float = 10.0
+    control: Path,
+    *,
+    ground: str,
+    board: str,
+    seed: int | None = None,
+    log: Path | None = None,
+    with_parent: bool = False,
+    timeout_s: float = 10.0,
 ) -> subprocess.Popen[bytes]:
-    """Start the process and wait until it serves; it ends by SIGTERM. BenchError with its words when it cannot."""
+    """Start the process and wait until it serves; it ends by SIGTERM, or `with_parent` when the calling thread does.
+
+    Raises BenchError with its own words when it cannot work here.
+    """
     argv = [sys.executable, "-m", "hil.drivers.userspace_link", str(control), "--ground", ground, "--board", board]
     argv += ["--seed", str(seed)] if seed is not None else []
     argv += ["--log", str(log)] if log is not None else []
+    argv += ["--with-parent"] if with_parent else []
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

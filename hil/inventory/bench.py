@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from hil import paths
 from hil.errors import UsageError
 from hil.inventory import yaml_file
+from hil.inventory.bench_link import LinkWire
 from hil.inventory.board_type import BoardType, load_board_type
 from hil.inventory.yaml_file import Location, Strict
 
@@ -57,32 +58,6 @@ class SupplyWire(Strict):
     @property
     def port(self) -> int:
         """Of a `tcp://` address."""
-        return int(self.address.rpartition(":")[2])
-
-
-class LinkWire(Strict):
-    """A netem box driven over SSH: two ports in a bridge, each shaped on its egress."""
-
-    driver: Literal["netem-ssh"]
-    address: str = Field(pattern=r"^ssh://[^@]+@[^:/]+:\d+$")
-    key: File
-    known_hosts: File
-    rate_limit_bps: float | None = Field(
-        default=None, gt=0, description="what it was seen to carry, for `mission check`"
-    )
-    uplink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
-    downlink_interface: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,15}$")
-
-    @property
-    def user(self) -> str:
-        return self.address.removeprefix("ssh://").partition("@")[0]
-
-    @property
-    def host(self) -> str:
-        return self.address.partition("@")[2].rpartition(":")[0]
-
-    @property
-    def port(self) -> int:
         return int(self.address.rpartition(":")[2])
 
 
@@ -202,7 +177,7 @@ class VirtualSupply(Strict):
 
 
 class VirtualLinkBox(Strict):
-    """Which link of the bench file is a QEMU netem box."""
+    """Which link of the bench file to play: netem in a QEMU box, or in user space, as its driver says."""
 
     link: Name
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from hil import paths
 from hil.errors import UsageError
 from hil.inventory.bench import Bench, VirtualSupply
+from hil.inventory.bench_link import NetemSshWire, UserSpaceWire
 from hil.virtual.supervisor import BoardWire, VirtualBench
 from hil.virtual.supply import supply_model
 
@@ -21,14 +22,7 @@ def virtual_bench(bench: Bench) -> VirtualBench:
             hint="`hil virtual` is for fixtures/benches/virtual.yaml and files like it",
         )
     model, port, tty = _supply(bench, virtual.supply)
-    link = None
-    if virtual.link_box is not None:
-        link = bench.file.links.get(virtual.link_box.link)
-        if link is None or link.host != "127.0.0.1" or virtual.payload_network is None:
-            raise UsageError(
-                f"{bench.path}: `virtual.link_box.link` must name a link at ssh://root@127.0.0.1:PORT",
-                hint="and `virtual.payload_network` must say which network lies behind it",
-            )
+    box, in_user_space = _link(bench)
     brokers = {board.payload.broker for board in bench.file.boards.values() if board.payload is not None}
     if len(brokers) > 1:
         raise UsageError(f"{bench.path}: the boards of a virtual bench share one payload broker")
@@ -42,10 +36,30 @@ def virtual_bench(bench: Bench) -> VirtualBench:
         supply_model=model,
         supply_port=port,
         supply_tty=tty,
-        linkbox_mgmt_port=link.port if link is not None else None,
+        linkbox_mgmt_port=None if box is None else box.port,
+        userspace_link=None if in_user_space is None else in_user_space.control,
+        userspace_seed=None if in_user_space is None else in_user_space.seed,
+        userspace_log=None if in_user_space is None else in_user_space.log,
         payload_host=network.host if network is not None else "",
         payload_prefix=network.prefix if network is not None else 0,
         broker=next(iter(brokers), None),
+    )
+
+
+def _link(bench: Bench) -> tuple[NetemSshWire | None, UserSpaceWire | None]:
+    """The link to play: as a QEMU box or in user space; neither when the bench has none."""
+    virtual = bench.file.virtual
+    if virtual is None or virtual.link_box is None:
+        return None, None
+    link = bench.file.links.get(virtual.link_box.link)
+    if virtual.payload_network is not None:
+        if isinstance(link, UserSpaceWire):
+            return None, link
+        if isinstance(link, NetemSshWire) and link.host == "127.0.0.1":
+            return link, None
+    raise UsageError(
+        f"{bench.path}: `virtual.link_box.link` must name a link at ssh://root@127.0.0.1:PORT, or one in user space",
+        hint="and `virtual.payload_network` must say which network lies behind it",
     )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from hil.drivers import broker
+from hil.drivers import broker, userspace_link
 from hil.errors import BenchError, HilError, UsageError
 from hil.virtual.artefacts import Progress, require_tools, ssh_key, trust_host
 from hil.virtual.board import BoardConfig, VirtualBoard, payload_mac, prepare
@@ -65,8 +65,8 @@ class VirtualBench:
     """What `up` needs to know; built from a bench file's `virtual` section. Directories must exist (see `hil.paths`).
 
     `supply_tty` is the link to a serial supply's port, whose `supply_port` is None.
-    `broker` is the payload broker's socket as the bench file names it. A bench without a link box has
-    `linkbox_mgmt_port=None`: its boards then have no payload port.
+    `broker` is the payload broker's socket as the bench file names it. The link is a QEMU box (`linkbox_mgmt_port`) or
+    a process in user space (`userspace_link`, its control socket); with neither, boards have no payload port.
     """
 
     name: str
@@ -78,9 +78,17 @@ class VirtualBench:
     supply_port: int | None = 15025
     supply_tty: Path | None = None
     linkbox_mgmt_port: int | None = 15122
+    userspace_link: Path | None = None
+    userspace_seed: int | None = None
+    userspace_log: Path | None = None
     payload_host: str = "10.42.0.1"
     payload_prefix: int = 24
     broker: Path | None = None
+
+    @property
+    def has_link(self) -> bool:
+        """Whether boards have a payload port."""
+        return self.linkbox_mgmt_port is not None or self.userspace_link is not None
 
     @property
     def broker_socket(self) -> Path:
@@ -120,7 +128,7 @@ class VirtualBench:
     def from_json(text: str) -> VirtualBench:
         """The inverse of `to_json`."""
         raw = json.loads(text)
-        for key in ("cache", "state", "runtime", "broker", "supply_tty"):
+        for key in ("cache", "state", "runtime", "broker", "supply_tty", "userspace_link", "userspace_log"):
             raw[key] = Path(raw[key]) if raw[key] is not None else None
         raw["boards"] = tuple(BoardWire(**board) for board in raw["boards"])
         return VirtualBench(**raw)
@@ -209,7 +217,7 @@ def _build(bench: VirtualBench, progress: Progress) -> None:
     host_key = ssh_key(bench.cache, "board_host_ed25519")
     for board in bench.boards:
         trust_host(bench.cache, "127.0.0.1", board.mgmt_port, host_key)
-        if bench.linkbox_mgmt_port is not None:
+        if bench.has_link:
             trust_host(bench.cache, board.payload_address, 22, host_key)
     if bench.linkbox_mgmt_port is not None:
         ensure_linkbox_image(bench.cache, bench.linkbox_mgmt_port, progress)
@@ -304,6 +312,7 @@ class _Parts:
     since: float
     broker: subprocess.Popen[bytes] | None = None
     linkbox: LinkBox | None = None
+    userspace: subprocess.Popen[bytes] | None = None
     boards: dict[str, VirtualBoard] = dataclasses.field(default_factory=dict)
     faults: list[str] = dataclasses.field(default_factory=list)
 
@@ -314,6 +323,8 @@ class _Parts:
             parts["broker"] = {"pid": self.broker.pid if self.broker.poll() is None else None}
         if self.linkbox is not None:
             parts["link_box"] = {"pid": self.linkbox.pid, "boot_s": round(self.linkbox.boot_s, 2)}
+        if self.userspace is not None:
+            parts["link"] = {"pid": self.userspace.pid if self.userspace.poll() is None else None}
         parts["supply"] = {"address": self.bench.supply_address, "model": self.bench.supply_model}
         boards = {
             name: {"powered": board.powered, "pid": board.pid, "power_on_count": board.power_on_count}
@@ -371,18 +382,21 @@ def _inner_socket(bench: VirtualBench) -> Path:
 
 def _payload_socket(bench: VirtualBench, board: str) -> Path | None:
     """Where a board's payload port is plugged in: into the link box, or into the hub when there are several."""
-    if bench.linkbox_mgmt_port is None:
+    if not bench.has_link:
         return None
     return _inner_socket(bench) if len(bench.boards) == 1 else bench.runtime / f"{board}.payload.sock"
 
 
 def _start_link(parts: _Parts) -> None:
     bench = parts.bench
-    if bench.linkbox_mgmt_port is None:
+    if not bench.has_link:
         return
     neighbours = {board.payload_address: payload_mac(bench.name, board.name) for board in bench.boards}
     address = f"{bench.payload_host}/{bench.payload_prefix}"
     parts.broker = broker.start(bench.broker_socket, tap=_TAP, address=address, neighbours=neighbours)
+    if bench.linkbox_mgmt_port is None:
+        _start_userspace_link(parts)
+        return
     image = ensure_linkbox_image(bench.cache, bench.linkbox_mgmt_port, _say)
     tap = broker.open_tap(bench.broker_socket, _TAP)
     try:
@@ -393,6 +407,20 @@ def _start_link(parts: _Parts) -> None:
     finally:
         os.close(tap)
     _say(f"link box answers after {box.boot_s:.1f} s")
+
+
+def _start_userspace_link(parts: _Parts) -> None:
+    bench = parts.bench
+    assert bench.userspace_link is not None
+    parts.userspace = userspace_link.start(
+        bench.userspace_link,
+        ground=f"broker:{bench.broker_socket}:{_TAP}",
+        board=f"listen:{_inner_socket(bench)}",
+        seed=bench.userspace_seed,
+        log=bench.userspace_log,
+        with_parent=True,
+    )
+    _say("the link in user space answers")
 
 
 async def _serve(parts: _Parts, ready: TextIO) -> None:
@@ -414,7 +442,7 @@ async def _serve(parts: _Parts, ready: TextIO) -> None:
             console = ConsoleRelay(config.console_socket, bench.runtime / f"{wire.name}.console")
             stack.callback(console.close)
             parts.boards[wire.name] = VirtualBoard(config, bench.name, changed)
-        if bench.linkbox_mgmt_port is not None and len(bench.boards) > 1:
+        if bench.has_link and len(bench.boards) > 1:
             hub = Hub(_inner_socket(bench), {w.name: bench.runtime / f"{w.name}.payload.sock" for w in bench.boards})
             stack.push_async_callback(hub.stop)
             await hub.start()
@@ -462,6 +490,8 @@ def _watch(parts: _Parts) -> None:
         found.append(f"the payload broker ended with code {parts.broker.returncode}")
     if parts.linkbox is not None and parts.linkbox.pid is None:
         found.append("the link box's QEMU ended")
+    if parts.userspace is not None and parts.userspace.poll() is not None:
+        found.append(f"the link in user space ended with code {parts.userspace.returncode}")
     if found != parts.faults:
         parts.faults = found
         for fault in found:
@@ -481,6 +511,9 @@ def _take_down(parts: _Parts) -> None:
         board.close()
     if parts.linkbox is not None:
         parts.linkbox.kill()
+    if parts.userspace is not None:
+        parts.userspace.terminate()
+        parts.userspace.wait()
     if parts.broker is not None:
         parts.broker.kill()
         parts.broker.wait()
