@@ -1,23 +1,22 @@
-"""`hil board`: list boards, switch and measure power, watch the console, open a shell."""
+"""`hil board`: list boards, switch and measure power, watch the console, open a shell, copy files."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from pathlib import Path
 
 import click
 
 from hil.cli.options import bench_option, board_option, json_option, print_json, the_bench
 from hil.cli.power import line, outlet, power
-from hil.errors import BenchError, UsageError
+from hil.cli.ssh import get, put, ssh, trust
+from hil.errors import BenchError
 
 
 @click.group()
 def board() -> None:
-    """List boards; power, control lines, console, ssh."""
+    """List boards; power, control lines, console, ssh, files."""
 
 
 @board.command("list")
@@ -45,6 +44,8 @@ def list_(bench_file: str | None, as_json: bool) -> None:
 board.add_command(power)
 board.add_command(line)
 board.add_command(outlet)
+for command in (ssh, trust, put, get):
+    board.add_command(command)
 
 
 @board.command()
@@ -67,19 +68,3 @@ def console(bench_file: str | None, board_name: str | None, follow: bool) -> Non
             if not follow:
                 return
             time.sleep(0.05)
-
-
-@board.command()
-@bench_option
-@board_option
-@click.argument("command", nargs=-1)
-def ssh(bench_file: str | None, board_name: str | None, command: tuple[str, ...]) -> None:
-    """OpenSSH to the board over its management port, with the pinned host key."""
-    bench = the_bench(bench_file)
-    name, wires, _ = bench.board(board_name)
-    mgmt = wires.mgmt
-    if mgmt is None:
-        raise UsageError(f"board {name} has no mgmt port in {bench.path}", hint="`hil board console` reaches it")
-    options = ["IdentitiesOnly=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={Path(mgmt.known_hosts)}"]
-    argv = ["ssh", "-i", str(mgmt.key), "-p", str(mgmt.port), *(part for o in options for part in ("-o", o))]
-    os.execvp("ssh", [*argv, f"{mgmt.user}@{mgmt.address}", *command])  # noqa: S606

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,19 @@ def connect(
         timeout_s=timeout_s,
         guard=guard,
     )
+
+
+def openssh(hops: Sequence[Login]) -> list[str]:
+    """The command line of OpenSSH's `ssh` to the last of `hops` through the others, with the same keys and pins."""
+    *before, last = hops
+    pins = ["-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={last.known_hosts}"]
+    key = [] if last.key is None else ["-i", str(last.key), "-o", "IdentitiesOnly=yes"]
+    argv = ["ssh", *key, "-p", str(last.port), *pins]
+    if before:
+        # What ssh would expand in the inner command line is doubled, but for the two words meant for it.
+        inner = shlex.join(openssh(before)).replace("%", "%%")
+        argv += ["-o", f"ProxyCommand={inner} -W %h:%p"]
+    return [*argv, f"{last.user}@{last.host}"]
 
 
 class KeptShell:

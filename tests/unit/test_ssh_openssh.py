@@ -34,16 +34,6 @@ from hil.drivers.ssh import (
 from hil.errors import BenchError, BoardError, UsageError
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    try:
-        openssh.find()
-    except BenchError as error:
-        pytest.skip(f"no OpenSSH server here, and none can be fetched: {error.message}")
-    with openssh.serve(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
 @pytest.fixture
 def shell(server: Sshd) -> Iterator[Shell]:
     with server.connect(timeout_s=10) as connected:

@@ -1,0 +1,167 @@
+"""`hil board ssh|trust|put|get`: shells and files of a board over SSH, and the first contact that pins its key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hil.cli.options import bench_option, board_option, the_bench
+from hil.errors import BenchError, UsageError
+from hil.inventory.bench import Bench, PayloadWire, SshWire
+
+if TYPE_CHECKING:
+    from hil.drivers.ssh import Attempt, Shell
+
+plane_option = click.option(
+    "--plane", type=click.Choice(["mgmt", "payload"]), default="mgmt", show_default=True, help="payload: the link"
+)
+
+
+@click.command()
+@bench_option
+@board_option
+@click.argument("command", nargs=-1)
+def ssh(bench_file: str | None, board_name: str | None, command: tuple[str, ...]) -> None:
+    """OpenSSH to the board over its management port, with the pinned host key.
+
+    Several words are one command with its arguments, as they are: `hil board ssh -- printf '%s' 'a b'`. One word is a
+    line for the board's shell: `hil board ssh 'dmesg | tail'`.
+    """
+    from hil.client.shell import login, openssh
+
+    bench = the_bench(bench_file)
+    _, wire = _wire(bench, board_name, "mgmt")
+    argv = openssh([login(hop) for hop in (*wire.jump, wire)])
+    line = command[0] if len(command) == 1 else shlex.join(command)
+    os.execvp("ssh", [*argv, line] if command else argv)  # noqa: S606
+
+
+@click.command()
+@bench_option
+@click.argument("board_name", metavar="BOARD", required=False)
+@plane_option
+@click.option("--fingerprint", help="trust only this key: SHA256:…, as `ssh-keygen -lf` prints it on the board")
+@click.option("--yes", is_flag=True, help="do not ask; on networks where nobody can stand in between")
+@click.option("--replace", is_flag=True, help="the board was reinstalled or swapped: forget its earlier key")
+def trust(
+    bench_file: str | None, board_name: str | None, plane: str, fingerprint: str | None, yes: bool, replace: bool
+) -> None:
+    """First contact: show the host key of BOARD and of machines on the way, and pin what you confirm."""
+    from hil.client.shell import login
+    from hil.drivers.ssh import host_key, pin, pinned
+
+    bench = the_bench(bench_file)
+    name, wire = _wire(bench, board_name, plane)
+    broker = wire.broker if isinstance(wire, PayloadWire) else None
+    hops = [login(hop) for hop in (*wire.jump, wire)]
+    for index, hop in enumerate(hops):
+        last = index == len(hops) - 1
+        known = pinned(hop.known_hosts, hop.host, hop.port)
+        if known and not last:
+            continue  # it was trusted before, and is what the next key is seen through
+        key = host_key(hop, hops[:index], broker=broker)
+        what = f"board {name}" if last else "jump host"
+        click.echo(f"{what} {hop.host} port {hop.port}: {key.kind} {key.fingerprint}")
+        if known != (key,):
+            _confirm(key.fingerprint, fingerprint if last else None, yes)
+        fresh = pin(hop.known_hosts, hop.host, hop.port, key, replace=replace and last)
+        click.echo(f"{'pinned in' if fresh else 'already pinned in'} {hop.known_hosts}")
+
+
+def _confirm(seen: str, wanted: str | None, yes: bool) -> None:
+    if wanted is not None:
+        if seen != wanted:
+            raise BenchError(f"the key there is {seen}, not {wanted}", hint="another machine answers at this address")
+        return
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here", hint="--fingerprint SHA256:…, or --yes on a network of your own")
+    click.confirm("is this the key that the board itself shows (ssh-keygen -lf)?", abort=True)
+
+
+@click.command()
+@bench_option
+@board_option
+@plane_option
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("target")
+def put(bench_file: str | None, board_name: str | None, plane: str, source: Path, target: str) -> None:
+    """Copy the file SOURCE to TARGET on the board; resumed where an earlier try ended, hashed before it is in place."""
+    from hil.drivers import ssh as files
+
+    there = f"{target}{source.name}" if target.endswith("/") else target
+    with _shell(bench_file, board_name, plane) as shell, _progress(source.stat().st_size) as moved:
+        attempt = files.put(shell, source, there, on_progress=moved)
+    _told(attempt, f"{source} -> {there}")
+
+
+@click.command()
+@bench_option
+@board_option
+@plane_option
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path), default=Path())
+def get(bench_file: str | None, board_name: str | None, plane: str, source: str, target: Path) -> None:
+    """Copy the file SOURCE of the board to TARGET (a file or a directory); resumed and hashed likewise."""
+    from hil.drivers import ssh as files
+
+    here = target / source.rpartition("/")[2] if target.is_dir() else target
+    with _shell(bench_file, board_name, plane) as shell, _progress(None) as moved:
+        attempt = files.get(shell, source, here, on_progress=moved)
+    _told(attempt, f"{source} -> {here}")
+
+
+@contextlib.contextmanager
+def _shell(bench_file: str | None, board_name: str | None, plane: str) -> Iterator[Shell]:
+    """A shell under the lease that this user holds."""
+    from hil.cli.lease import held_lease
+    from hil.client import attach
+
+    bench = the_bench(bench_file)
+    name, _ = _wire(bench, board_name, plane)
+    with attach(bench) as client, held_lease(client, bench, name) as lease:
+        held = client.board(name, lease)
+        if plane == "mgmt":
+            yield held.shell
+            return
+        with held.payload_shell() as shell:
+            yield shell
+
+
+@contextlib.contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Tells on a terminal how far it is, five times a second."""
+    shown = [0.0]
+
+    def moved(offset: int) -> None:
+        if sys.stderr.isatty() and time.monotonic() - shown[0] > 0.2:
+            shown[0] = time.monotonic()
+            whole = "" if not total else f" of {total / 1e6:.1f}"
+            click.echo(f"\r{offset / 1e6:.1f}{whole} MB", nl=False, err=True)
+
+    yield moved
+    if shown[0]:
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _told(attempt: Attempt, what: str) -> None:
+    mib_s = attempt.sent_bytes / max(attempt.duration_s, 1e-6) / 2**20
+    resumed = f", {attempt.start_offset} were there" if attempt.start_offset else ""
+    click.echo(f"{what}: {attempt.sent_bytes} bytes in {attempt.duration_s:.2f} s ({mib_s:.1f} MiB/s){resumed}")
+
+
+def _wire(bench: Bench, board_name: str | None, plane: str) -> tuple[str, SshWire]:
+    name, wires, _ = bench.board(board_name)
+    wire = wires.mgmt if plane == "mgmt" else wires.payload
+    if wire is None:
+        raise UsageError(f"board {name} has no {plane} port in {bench.path}", hint="`hil board console` reaches it")
+    return name, wire
