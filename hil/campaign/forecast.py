@@ -9,9 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from hil.errors import UsageError
-from hil.mission.eps import EpsModel, ShedConfig
+from hil.mission.eps import EpsModel
 from hil.mission.frames import Floats
 from hil.mission.orbit import Ephemeris
+from hil.mission.shedding import ShedSwitch
 from hil.mission.thermal import ThermalModel, albedo_cosine
 from hil.mission.timeline import Timeline
 from hil.model import Span
@@ -55,11 +56,12 @@ def forecast(timeline: Timeline, label: str, board_w: float, idle_w: float = 0.0
     t_s = _rows(timeline, longest_s)
     array_w, sunlit = (_means(timeline, column, t_s) for column in (timeline.array_w, timeline.sunlit_fraction))
     albedo = _albedo(timeline, t_s) if heat is not None else sunlit
-    switch, rest = _Switch(power.shed), _Rest()
+    switch, rest = ShedSwitch(power.shed), _Rest()
     near_v = 0.0 if power.shed is None else power.shed.shed_v + NEAR_SHED_V
 
     def draw_w() -> float:
-        return 0.0 if switch.since_s is not None else min(idle_w, board_w) if rest.since_s is not None else board_w
+        working_w = board_w if rest.since_s is None else min(idle_w, board_w)
+        return 0.0 if switch.open else working_w
 
     rows = [(model.state.soc, model.state.bus_voltage_v, draw_w() + power.eps.platform_w)]
     nodes = [] if heat is None else [heat.state.nodes]
@@ -72,7 +74,7 @@ def forecast(timeline: Timeline, label: str, board_w: float, idle_w: float = 0.0
             watts, now_s = draw_w(), end_s if part == parts else start_s + part * dt_s
             state = model.step(dt_s, watts, array_w[index])
             collapsed = collapsed or state.collapsed
-            switch.see(now_s, dt_s, state.watched_v, state.soc)
+            switch.see(now_s, dt_s, state)
             if heat is not None:
                 rest.see(now_s, heat.step(dt_s, watts, sunlit[index], albedo[index]).may_run)
         rows.append((state.soc, state.bus_voltage_v, draw_w() + power.eps.platform_w))
@@ -107,36 +109,6 @@ class _Rest:
 
     def spans(self, end_s: float) -> tuple[Span, ...]:
         last = () if self.since_s is None else (Span(self.since_s, end_s, "too hot"),)
-        return (*self._over, *last)
-
-
-class _Switch:
-    """The mission's shed rule: below the voltage for its hold, back above voltage and charge."""
-
-    def __init__(self, rule: ShedConfig | None) -> None:
-        self.rule = rule
-        self.since_s: float | None = None
-        self._low_s = 0.0
-        self._over: list[Span] = []
-
-    def board_w(self, watts: float) -> float:
-        """What the board draws that would draw `watts`."""
-        return watts if self.since_s is None else 0.0
-
-    def see(self, now_s: float, dt_s: float, volts: float, soc: float) -> None:
-        rule = self.rule
-        if rule is None:
-            return
-        if self.since_s is None:
-            self._low_s = self._low_s + dt_s if volts < rule.shed_v else 0.0
-            if self._low_s and self._low_s >= rule.hold_s:
-                self.since_s = now_s
-        elif volts >= rule.restore_v and soc >= rule.restore_soc:
-            self._over.append(Span(self.since_s, now_s, "load shed"))
-            self.since_s, self._low_s = None, 0.0
-
-    def spans(self, end_s: float) -> tuple[Span, ...]:
-        last = () if self.since_s is None else (Span(self.since_s, end_s, "load shed"),)
         return (*self._over, *last)
 
 

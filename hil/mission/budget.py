@@ -14,6 +14,7 @@ from hil.mission.eps import EpsConfig, EpsModel
 from hil.mission.frames import Floats
 from hil.mission.orbit import Ephemeris
 from hil.mission.shadow import Eclipse, find_eclipses, sunlit_fraction
+from hil.mission.shedding import ShedSwitch
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment, Timeline
 
 _WH_J = 3_600.0
@@ -146,21 +147,17 @@ def shed_forecast(mission: Timeline | MissionEnvironment, *, full_w: float | Non
     model.reset(model.battery.soc_at(power.eps.charge_cell_v * power.eps.cells_series))
     start_s, step_s = eclipse.penumbra_entry_s, 1.0
     t_s = np.arange(start_s, start_s + environment.orbit.period_s, step_s)
-    sunlit = sunlit_fraction(ephemeris, t_s)
-    array_w = power.array.power_w(sunlit, ephemeris.sun_km(t_s)).tolist()
-    low_s, lowest, lost = 0.0, 1.0, False
+    array_w = power.array.power_w(sunlit_fraction(ephemeris, t_s), ephemeris.sun_km(t_s)).tolist()
+    switch, lowest, lost = ShedSwitch(power.shed), 1.0, False
     shed_s: float | None = None
-    for index, visible in enumerate(sunlit.tolist()):
-        board_w = full_w if shed_s is None else 0.0
-        state = model.step(step_s, board_w, array_w[index])
+    for index, available_w in enumerate(array_w):
+        state = model.step(step_s, 0.0 if switch.open else full_w, available_w)
         now_s = (index + 1) * step_s
-        lowest = min(lowest, state.soc)
-        if shed_s is None:
-            low_s = low_s + step_s if state.watched_v < power.shed.shed_v else 0.0
-            shed_s = now_s if low_s and low_s >= power.shed.hold_s else None
-        elif state.collapsed:
-            lost = True
-        elif state.watched_v >= power.shed.restore_v and state.soc >= power.shed.restore_soc and visible > 0:
+        lowest, lost = min(lowest, state.soc), lost or (switch.open and state.collapsed)
+        switch.see(now_s, step_s, state)
+        if switch.open and shed_s is None:
+            shed_s = now_s
+        elif shed_s is not None and not switch.open:
             return ShedForecast(shed_s, lowest, lost, now_s)
     return ShedForecast(shed_s, lowest, lost, None)
 
