@@ -257,7 +257,7 @@ class LeaseDesk:
         """Why it has not been served: who holds what it wants, or who is ahead of it."""
         now_s = self._now_s()
         boards = waiter.boards
-        said = [text for lease in self._holders(boards) for text in describe(lease, boards, now_s)]
+        said = sorted(text for lease in self._holders(boards) for text in describe(lease, boards, now_s))
         for other in itertools.takewhile(lambda other: other is not waiter, self._order()):
             shared = sorted(boards & other.boards)
             if shared and not other.granted.done():
