@@ -117,7 +117,7 @@ def _rates(mission: Mission, timeline: Timeline, place: Place) -> Finding:
     up, down = float(timeline.uplink_bps.max()), float(timeline.downlink_bps.max())
     needed = max(up * scale, down)  # what comes down in an upload are acknowledgements
     told = f"up {_bps(up)}, down {_bps(down)}"
-    told += f", at clock rate {scale:g} the emulator must carry {_bps(up * scale)} up" if scale != 1 else ""
+    told += f"; at clock rate {scale:g} it is {_bps(up * scale)} up" if scale != 1 else ""
     limit = place.link_limit_bps
     data = {"uplink_bps": up, "downlink_bps": down, "clock_rate": scale, "needed_bps": needed, "limit_bps": limit}
     if limit is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hil.cli.mission_argument import load_named, mission_argument
 from hil.cli.options import json_option, print_json
 from hil.errors import UsageError
 
@@ -18,8 +19,7 @@ _LISTED = 40  # satellites that are still worth a line each
 
 
 @click.command()
-@click.argument("mission_file", metavar="MISSION", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--case", metavar="NAME", help="one of the mission's cases (also MISSION#NAME)")
+@mission_argument
 @click.option("--station", "stations", metavar="NAME", multiple=True, help="only from this station (may be repeated)")
 @click.option("--to", "target", type=click.IntRange(min=0), metavar="SATELLITE", help="every way to this satellite")
 @click.option("--contacts", is_flag=True, help="also when every link works: the contact plan of the constellation")
@@ -34,14 +34,16 @@ def routes(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Shortest-delay routes from the ground to the satellites of a constellation, with handovers."""
-    from hil.cli.mission import _load
+    """Ways of least delay through a constellation.
+
+    From the stations to every satellite over the whole mission, with handovers.
+    """
     from hil.inventory.environment import constellation
     from hil.mission.routes import compile_routes
 
     if out is not None and target is None:
         raise UsageError("--out writes the way to one satellite", hint="name it with --to")
-    item = _load(mission_file, case)
+    item = load_named(mission_file, case)
     network = constellation(item)
     if network is None:
         raise UsageError(

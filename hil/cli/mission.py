@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hil.cli.constellation import routes
+from hil.cli.mission_argument import SHIPPED, load_named, mission_argument
 from hil.cli.options import FIXTURES, VIRTUAL_BENCH, bench_option, board_option, json_option, print_json, the_bench
 from hil.errors import ExitCode, HilError, UsageError
 
@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SHIPPED = FIXTURES / "missions"
 _SUFFIXES = (".yaml", ".yml")
-
-
-def _mission_argument(function: F) -> F:
-    case = click.option("--case", metavar="NAME", help="one of the mission's cases (also MISSION#NAME)")
-    return click.argument("mission_file", metavar="MISSION", type=click.Path(dir_okay=False, path_type=Path))(
-        case(function)
-    )
 
 
 def _span_options(what: str) -> Callable[[F], F]:
@@ -40,23 +32,6 @@ def _span_options(what: str) -> Callable[[F], F]:
         return begin(until(function))
 
     return add
-
-
-def _load(mission_file: Path, case: str | None = None) -> Mission:
-    """A path, or the bare name of a mission that comes with hil; `#CASE` at its end chooses a case."""
-    from hil.inventory import load_mission
-
-    name, _, chosen = (mission_file.name, "", "") if mission_file.exists() else mission_file.name.partition("#")
-    path, case = mission_file.with_name(name), case or chosen or None
-    if path.is_file():
-        return load_mission(path, case)
-    shipped = SHIPPED / f"{name}.yaml"
-    if len(path.parts) == 1 and shipped.is_file():
-        return load_mission(shipped, case)
-    known = [item.stem for item in sorted(SHIPPED.glob("*.yaml"))]
-    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"no mission {mission_file}", hint=f"{hint}`hil mission list` names those that come with hil")
 
 
 def _board_type(bench_file: str | None, board_name: str | None) -> BoardType:
@@ -97,12 +72,12 @@ mission.add_command(routes)
 @click.argument("places", nargs=-1, metavar="[FILE|DIRECTORY]...", type=click.Path(exists=True, path_type=Path))
 @json_option
 def list_(places: tuple[Path, ...], as_json: bool) -> int:
-    """The missions that come with hil, or those in files and directories."""
+    """Missions that come with hil, or those in files."""
     rows: list[dict[str, Any]] = []
     bad: list[dict[str, str]] = []
     for path in _mission_files(places or (SHIPPED,)):
         try:
-            rows.append(_row(_load(path)))
+            rows.append(_row(load_named(path)))
         except HilError as error:  # one bad file must not hide the others
             bad.append({"path": str(path), "error": str(error)})
     if as_json:
@@ -156,7 +131,7 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 @mission.command()
-@_mission_argument
+@mission_argument
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="draw it: .html, .svg or .png")
 @_span_options("the plot")
 @bench_option
@@ -172,8 +147,11 @@ def show(
     board_name: str | None,
     as_json: bool,
 ) -> None:
-    """Steps, criteria, sources and assumptions of a mission; with --plot what its sky and power do."""
-    item = _load(mission_file, case)
+    """What a mission is; with --plot what its sky and power do.
+
+    Told are its steps, criteria, sources, assumptions and what nobody published.
+    """
+    item = load_named(mission_file, case)
     told = _overview(item)
     if plot is not None:
         _plot(item, plot, start, until, bench_file, board_name)
@@ -250,23 +228,23 @@ def _print_mission(item: Mission, told: Overview) -> None:
 
 
 @mission.command()
-@_mission_argument
+@mission_argument
 @bench_option
 @board_option
 @json_option
 def check(mission_file: Path, case: str | None, bench_file: str | None, board_name: str | None, as_json: bool) -> int:
-    """Whether the mission is sound, and what it needs of a bench; of the other cases, what differs.
+    """Whether a mission is sound, what it needs of a bench.
 
-    Without --bench it is the virtual bench that is asked.
+    Of its cases what differs is told. Without --bench it is the virtual bench that is asked.
     """
     from hil.campaign.check import Place, check_mission
 
-    item = _load(mission_file, case)
+    item = load_named(mission_file, case)
     told = _overview(item)
     board = _board_type(bench_file, board_name)
     place = Place.of(the_bench(bench_file or str(VIRTUAL_BENCH)), board_name if bench_file else None)
     findings = check_mission(item, board, place)
-    cases = {} if item.file.case else {name: _load(mission_file, name) for name in item.file.cases}
+    cases = {} if item.file.case else {name: load_named(mission_file, name) for name in item.file.cases}
     others = {name: check_mission(other, board, place) for name, other in cases.items()}
     if as_json:
         print_json(
@@ -298,7 +276,7 @@ def _print_findings(findings: Iterable[Finding]) -> None:
 
 
 @mission.command("compile")
-@_mission_argument
+@mission_argument
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline; the name's end says how"
 )
@@ -313,12 +291,12 @@ def compile_(
     board_name: str | None,
     as_json: bool,
 ) -> None:
-    """Compute passes, eclipses, delay, rate and array power ahead of the flight."""
+    """Compute a flight's passes, eclipses, link and sunlight."""
     from hil.mission import exports
 
     if out is not None and not out.name.endswith(exports.SUFFIXES):
         raise UsageError(f"--out {out}: unknown format", hint=f"end the name with one of {', '.join(exports.SUFFIXES)}")
-    item = _load(mission_file, case)
+    item = load_named(mission_file, case)
     told = _overview(item)
     timeline = _compile(item, bench_file, board_name)
     if out is not None:
@@ -383,7 +361,7 @@ def _print_summary(timeline: Timeline, told: Overview, out: Path | None) -> None
 
 
 @mission.command()
-@_mission_argument
+@mission_argument
 @bench_option
 @board_option
 @click.option("--rate", type=float, metavar="K", help="clock rate of steps that scale time; gaps are flown at it too")
@@ -411,7 +389,7 @@ def fly(
     from hil.campaign.pace import Pace
     from hil.cli.flight_display import fly_with_display
 
-    item = _load(mission_file, case)
+    item = load_named(mission_file, case)
     pace = Pace.of(item, rate=rate, contacts_only=contacts_only, start=start, until=until)
     _overview(item)
     finished = fly_with_display(the_bench(bench_file), item, board_name=board_name, runs=runs, pace=pace)

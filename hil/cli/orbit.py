@@ -164,7 +164,7 @@ def track(
     as_json: bool,
     **source: Any,
 ) -> None:
-    """Elevation, azimuth, range, one-way delay and sunlight, sample by sample."""
+    """Elevation, azimuth, range, delay and sunlight."""
     import numpy as np
 
     from hil.mission.frames import DAY_S, Station, utc_text
@@ -204,7 +204,7 @@ def track(
 @click.option("--days", type=click.FloatRange(min=0, max=400, min_open=True), default=365.0, show_default=True)
 @json_option
 def seasons(start: datetime, days: float, as_json: bool, **source: Any) -> None:
-    """Eclipse seasons, the sunlit share of the time and the range of beta."""
+    """Eclipse seasons, sunlit share and range of beta."""
     from hil.mission.frames import DAY_S, utc_text
     from hil.mission.seasons import sunlight
 
