@@ -645,6 +645,22 @@ def test_written_bytes_are_put_on_disk_where_the_server_can(extensions: bytes, s
     assert [kinds[:at].count(6) for at in syncs] == ([5, 10, 15] if extensions else [])
 
 
+def test_a_sync_answered_after_the_last_write_is_waited_for(tmp_path: Path) -> None:
+    class OneAnswerAtATime(ScriptedChannel):
+        def recv(self, size: int) -> bytes:
+            head = super().recv(4)
+            return head + super().recv(int.from_bytes(head, "big"))
+
+    source = tmp_path / "source"
+    source.write_bytes(bytes(500_000))
+    channel = OneAnswerAtATime(b"\0\0\0\x11fsync@openssh.com\0\0\0\x011")
+    remote = sftp.RemoteFile(channel, "x.part", 1.0, write=True)  # type: ignore[arg-type]
+    upload = Upload(source, "x", write_bytes=100_000, window_bytes=400_000, sync_bytes=500_000)
+    upload._stream(remote, transfer.Progress(0.0), threading.Event(), None)
+    remote.close()
+    assert [kind for kind, _, _ in channel.requests][-2:] == [200, 4]
+
+
 def test_the_on_board_hash_is_the_one_compared(source: Path) -> None:
     done = subprocess.run(
         [sys.executable, ONBOARD, "chunk-hash", str(source), "0", "1000"], capture_output=True, text=True, check=True

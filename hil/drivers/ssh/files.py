@@ -129,7 +129,8 @@ class Upload:
         with self.source.open("rb") as source:
             source.seek(progress.offset)
             unsynced = 0
-            while progress.offset < self.total and not stop.is_set():
+            # A sync may be answered after the last write: nothing may be left unanswered when the file is closed.
+            while (progress.offset < self.total or pending) and not stop.is_set():
                 while progress.sent_to < self.total and progress.sent_to - progress.offset < self._window:
                     data = source.read(min(self._write, self.total - progress.sent_to))
                     # Counted before it is handed over: a cut inside `write` leaves unknown how much left.
