@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hil.inventory.environment import mission_orbit
+from hil.inventory.environment import line_of, mission_orbit
+from hil.mission.budget import balance_caution
 from hil.mission.frames import utc_text
 
 if TYPE_CHECKING:
     from hil.inventory import Mission
-    from hil.mission.orbit import Orbit
+    from hil.mission.orbit import Caution, Orbit
+    from hil.mission.timeline import MissionEnvironment, Timeline
 
 _ROUND_KM = 25.0  # an orbit whose height varies by less is told by one height
 
@@ -19,7 +21,7 @@ _ROUND_KM = 25.0  # an orbit whose height varies by less is told by one height
 class Overview:
     """`orbit`: height and inclination; `elements`: where they come from and how old they are at the mission's start.
 
-    `age_days` is None for a design orbit, which does not age. `cautions` are sentences.
+    `age_days` is None for a design orbit, which does not age. `cautions` are sentences: file, line, name, what to know.
     """
 
     orbit: str
@@ -43,8 +45,20 @@ def overview(mission: Mission) -> Overview:
         elements=elements,
         age_days=age,
         epoch=utc_text(orbit.epoch),
-        cautions=tuple(caution.message for caution in cautions),
+        cautions=tuple(
+            _caution(mission, caution, "orbit", *mission.file.orbit.model_fields_set) for caution in cautions
+        ),
     )
+
+
+def energy_cautions(mission: Mission, environment: Timeline | MissionEnvironment) -> tuple[str, ...]:
+    """Like `Overview.cautions`: whether the array feeds the idle board. Raises UsageError without a power section."""
+    caution = balance_caution(environment)
+    return () if caution is None else (_caution(mission, caution, "power", "array"),)
+
+
+def _caution(mission: Mission, caution: Caution, *key: str) -> str:
+    return f"{mission.path.name}:{line_of(mission, *key)}: {caution.code}: {caution.message}"
 
 
 def orbit_text(orbit: Orbit) -> str:

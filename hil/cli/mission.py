@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,9 +56,13 @@ def _overview(item: Mission) -> Overview:
     from hil.campaign.overview import overview
 
     told = overview(item)
-    for caution in told.cautions:
-        click.echo(f"warning: {caution}", err=True)
+    _warn(told.cautions)
     return told
+
+
+def _warn(cautions: Iterable[str]) -> None:
+    for caution in cautions:
+        click.echo(f"warning: {caution}", err=True)
 
 
 @click.group()
@@ -292,6 +297,7 @@ def compile_(
     as_json: bool,
 ) -> None:
     """Compute a flight's passes, eclipses, link and sunlight."""
+    from hil.campaign.overview import energy_cautions
     from hil.mission import exports
 
     if out is not None and not out.name.endswith(exports.SUFFIXES):
@@ -299,6 +305,9 @@ def compile_(
     item = load_named(mission_file, case)
     told = _overview(item)
     timeline = _compile(item, bench_file, board_name)
+    short = energy_cautions(item, timeline)
+    _warn(short)
+    told = replace(told, cautions=(*told.cautions, *short))
     if out is not None:
         exports.write(timeline, out)
     if as_json:
@@ -386,13 +395,17 @@ def fly(
     questions, load shedding. T is hours into the mission (12.5) or UTC (2026-03-20T00:00:00Z); what is in progress at
     --until, a contact's upload or a question, is finished first.
     """
+    from hil.campaign.overview import energy_cautions
     from hil.campaign.pace import Pace
     from hil.cli.flight_display import fly_with_display
+    from hil.inventory.environment import environment
 
     item = load_named(mission_file, case)
     pace = Pace.of(item, rate=rate, contacts_only=contacts_only, start=start, until=until)
     _overview(item)
-    finished = fly_with_display(the_bench(bench_file), item, board_name=board_name, runs=runs, pace=pace)
+    bench = the_bench(bench_file)
+    _warn(energy_cautions(item, environment(item, bench.board(board_name)[2])))
+    finished = fly_with_display(bench, item, board_name=board_name, runs=runs, pace=pace)
     return int(finished.exit_code)
 
 

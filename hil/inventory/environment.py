@@ -31,7 +31,7 @@ def mission_orbit(mission: Mission) -> Orbit:
     """
     start, days = mission.start, mission.file.duration_h / 24.0
     kind = next(iter(mission.file.orbit.model_fields_set))
-    where = f"{mission.path}:{_line(mission, 'orbit', kind)}"
+    where = f"{mission.path}:{line_of(mission, 'orbit', kind)}"
     if mission.orbit_path is not None:  # its complaints name the orbit file
         orbit = read_orbit_file(mission.orbit_path, "omm" if kind == "omm" else "tle")
         orbit.require_epoch_near(start, days=days, where=where)
@@ -53,8 +53,8 @@ def _design(mission: Mission) -> Orbit:
     raise UsageError("the orbit has no source", hint="give exactly one of tle, omm, kepler, sso")
 
 
-def _line(mission: Mission, *key: str) -> int:
-    """Where a key of the mission stands, in the chosen case if that sets it."""
+def line_of(mission: Mission, *key: str) -> int:
+    """The line on which a key of the mission stands, in the chosen case if that sets it; 1 for a key that is absent."""
     _, lines = yaml_file.read(mission.path)
     in_case = ("cases", mission.file.case or "", *key)
     return lines.get(in_case, lines.get(key, 1))

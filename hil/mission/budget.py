@@ -12,7 +12,7 @@ from hil.errors import UsageError
 from hil.mission.battery import Battery
 from hil.mission.eps import EpsConfig, EpsModel
 from hil.mission.frames import Floats
-from hil.mission.orbit import Ephemeris
+from hil.mission.orbit import Caution, Ephemeris
 from hil.mission.shadow import Eclipse, find_eclipses, sunlit_fraction
 from hil.mission.shedding import ShedSwitch
 from hil.mission.timeline import MissionEnvironment, PowerEnvironment, Timeline
@@ -217,16 +217,12 @@ def orbit_balance(mission: Timeline | MissionEnvironment, *, board_w: float | No
     return OrbitBalance(available_wh, needed_wh, eclipse_s, message)
 
 
-def require_balance(mission: Timeline | MissionEnvironment) -> OrbitBalance:
-    """`orbit_balance` at idle, raising UsageError when the array cannot close the budget."""
+def balance_caution(mission: Timeline | MissionEnvironment) -> Caution | None:
+    """`energy-balance`, with the watt-hours that an orbit lacks, when the array cannot feed even the idle board."""
     balance = orbit_balance(mission)
-    if not balance.closes:
-        name = (mission.environment if isinstance(mission, Timeline) else mission).name
-        raise UsageError(
-            f"mission {name}: the array cannot close the energy budget: {balance.message}",
-            hint="a larger array, a lighter load, or an orbit with less eclipse",
-        )
-    return balance
+    if balance.closes:
+        return None
+    return Caution("energy-balance", f"the array cannot close the energy budget: {balance.message}")
 
 
 def _longest_eclipse(mission: Timeline | MissionEnvironment) -> tuple[MissionEnvironment, Ephemeris, Eclipse | None]:

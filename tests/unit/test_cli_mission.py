@@ -84,10 +84,27 @@ def test_old_elements_are_warned_of_once_on_standard_error(
     run(command, old, "--json")
     out, err = capsys.readouterr()
     assert err.count("warning:") == 1
+    assert "warning: old.yaml:11: elements-age: " in err
     assert "days old" in err
     value = json.loads(out)
     (warning,) = value["derived"]["warnings"] if command == "show" else value["warnings"]
     assert warning in err
+
+
+def test_an_array_that_is_too_small_is_warned_of_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "fixtures/missions/short.yaml").read_text().replace("../tle", f"{ROOT}/fixtures/tle")
+    text = text.replace("bol_w: 44", "bol_w: 12")
+    path = tmp_path / "small.yaml"
+    path.write_text(text)
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "bol_w" in row)
+    assert run("compile", path, "--json") == 0
+    out, err = capsys.readouterr()
+    (warning,) = json.loads(out)["warnings"]
+    assert err == f"warning: {warning}\n"
+    assert warning.startswith(f"small.yaml:{line}: energy-balance: the array cannot close the energy budget: ")
+    assert re.search(r"8\.\d\d Wh short", warning)
 
 
 def test_show_draws(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
