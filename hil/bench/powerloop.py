@@ -16,12 +16,13 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 from hil.bench import safety
 from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
+from hil.bench.pacing import Pacing
 from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
@@ -60,7 +61,7 @@ class EpsLike(Protocol):
 
     def step(self, dt_s: float, board_w: float, array_w: float) -> EpsStateLike: ...
 
-    def gain(self, board_w: float) -> float: ...
+    def gain(self, board_w: float, voltage_v: float | None = None) -> float: ...
 
 
 class ClockLike(Protocol):
@@ -101,11 +102,24 @@ class Heartbeat(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the loop must keep to in a flight, wall seconds; beyond it the record does not show the mission.
+
+    `period_s`: the slowest loop. `lateness_s`: from a tick's schedule to its acknowledged set point. `gap_s`: between
+    two measurements of an output that is on.
+    """
+
+    period_s: float = 1.0
+    lateness_s: float = 1.0
+    gap_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Flight:
     """What closes the loop. `array_w` and `sunlit` are functions of mission seconds.
 
     `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight.
-    `period_max_s`: the slowest loop the mission accepts, wall seconds.
+    `array_direct`: the array feeds the bus without a tracker between them.
     """
 
     eps: EpsLike
@@ -115,7 +129,32 @@ class Flight:
     current_limit_a: float
     planned_w: float
     shed: ShedLike | None = None
-    period_max_s: float = 1.0
+    array_direct: bool = False
+    bounds: Bounds = Bounds()
+
+
+@dataclass(slots=True)
+class PowerLedger:
+    """What one flight measured, and what the battery model was told of it. Joules.
+
+    `metered_j` is wall energy, `gap_j` the part of it that lies between samples further apart than the bound: drawn
+    straight between them, not measured. `metered_mission_j` and `fed_j` are mission energy, as measured and as fed to
+    the model through the filter; `assumed_j` is what skips fed without a measurement. `writes` are set points that
+    were sent, `writes_skipped` those below the supply's resolution.
+    """
+
+    metered_j: float = 0.0
+    gap_j: float = 0.0
+    metered_mission_j: float = 0.0
+    fed_j: float = 0.0
+    assumed_j: float = 0.0
+    samples: int = 0
+    lost_samples: int = 0
+    longest_gap_s: float = 0.0
+    latest_s: float = 0.0
+    overruns: int = 0
+    writes: int = 0
+    writes_skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +188,10 @@ class PowerSample:
 
     def row(self) -> dict[str, Any]:
         """Column names and values of the recorder's `power` table."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _COLUMNS}
+
+
+_COLUMNS = tuple(item.name for item in fields(PowerSample))  # of numbers and words: `asdict` would copy each deeply
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +236,13 @@ class PowerLoop:
         on_cut: OnCut = lambda why: None,
         layers: Layers = NO_LAYERS,
         tuning: Tuning | None = None,
+        pacing: Pacing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
         self.state: State = "off"
         self.overruns = 0
+        self.ledger = PowerLedger()
         self.last: PowerSample | None = None
         self.period_s = (tuning or Tuning()).period_min_s
         self._supply = supply
@@ -222,7 +266,9 @@ class PowerLoop:
         self._energized = False  # an output that may be on, whatever the state is called
         self._off_verified_s: float | None = None
         self._alive_until_s = 0.0
-        self._exchange_s: deque[float] = deque(maxlen=50)
+        self._slot = (pacing or Pacing()).join(id(supply))
+        self._writes_s: deque[float] = deque(maxlen=5)
+        self._invalid: set[str] = set()
         self._lost = False
         self._previous: Reading | None = None
         self._filtered_a = 0.0
@@ -278,21 +324,30 @@ class PowerLoop:
 
     def attach(self, flight: Flight) -> None:
         """Close the loop. UsageError when the mission cannot be flown so: gain above 0.5, loop too slow, limits."""
-        gain = flight.eps.gain(flight.planned_w)
+        if flight.array_direct:
+            raise UsageError(
+                f"{self.board}: the mission's array feeds the bus directly: left of its point of maximum power it is a "
+                "current source, which no supply that follows a program can play",
+                hint="`conversion: mppt`; a hardware solar-array simulator plays the curve itself, but not in a flight",
+            )
+        floor_v = max(self._envelope.voltage_min_v, flight.shed.shed_v if flight.shed else 0.0)
+        gain = max(flight.eps.gain(flight.planned_w), flight.eps.gain(flight.planned_w, floor_v))
         if not gain <= GAIN_LIMIT:
             raise UsageError(
                 f"{self.board}: the power loop's gain would be {gain:.2f}, more than {GAIN_LIMIT}",
                 hint="lower the battery's resistance or raise its voltage; a soft source needs a hardware simulator",
             )
-        if self.period_s > flight.period_max_s:
+        if self.period_s > flight.bounds.period_s:
             raise UsageError(
                 f"{self.board}: the supply allows a loop of {self.period_s:.3f} s, the mission needs "
-                f"{flight.period_max_s:.3f} s",
-                hint="use a faster supply, or a slower mission clock",
+                f"{flight.bounds.period_s:.3f} s",
+                hint="use a faster supply, or fewer boards on it",
             )
         bus_v = flight.eps.state.bus_voltage_v
         self._envelope.check(Setpoint(bus_v, flight.current_limit_a))
         self._flight = flight
+        self.ledger = PowerLedger()
+        self._invalid.clear()
         self._low_since_mission_s = None
         self._mission_s = flight.clock.mission_s(self._clock())
 
@@ -319,6 +374,7 @@ class PowerLoop:
         self._model_held = True
         try:
             lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_board_w, step_s)
+            self.ledger.assumed_j += assumed_board_w * dt_s
             self._mission_s = until_s
             self._low_since_mission_s = None
             state = flight.eps.state
@@ -349,22 +405,26 @@ class PowerLoop:
             raise
         finally:
             self._running = False
+            self._slot.leave()
             pulse.cancel()
             self._refuse_waiting()
 
     async def _loop(self) -> None:
-        due_s = self._clock()
+        due_s = self._slot.next_s(self._clock(), self.period_s)
         while True:
             command = await self._wait(due_s)
             self._live()
+            state, lateness_s = self.state, max(0.0, self._clock() - due_s)
             if command is not None:
                 await self._obey(command)
-                due_s = self._clock()
-                continue
-            lateness_s = max(0.0, self._clock() - due_s)
-            await self._tick(due_s, lateness_s)
-            # A late tick is told as such, then the grid starts anew: never a burst of ticks to catch up.
-            due_s += self.period_s + (lateness_s if lateness_s > self.period_s else 0.0)
+            else:
+                await self._tick(due_s, lateness_s)
+                if self.state == state and lateness_s <= self.period_s:
+                    due_s += self.period_s
+                    continue
+            # After a switching, or a tick so late that it was told: on from the next moment of this loop's grid, never
+            # a burst of ticks to catch up.
+            due_s = self._slot.next_s(self._clock(), self.period_s)
 
     async def _wait(self, due_s: float) -> _Command | None:
         if not self._commands.empty():
@@ -380,17 +440,19 @@ class PowerLoop:
         for _ in range(5):
             self._live()
             reading = await self._supply.measure(self._channel)
-            # A write with its read-back costs as many exchanges as a measurement: assume twice until measured.
-            self._exchange_s.append(2 * reading.exchange_s)
-        self._adapt()
+            # A write with its read-back costs as many exchanges as a measurement: assume so until one was measured.
+            self._slot.measured(2 * reading.exchange_s)
+        self.period_s = self._slot.period_s(self._tuning.period_min_s)
 
-    def _adapt(self) -> None:
-        typical = sorted(self._exchange_s)[int(0.9 * (len(self._exchange_s) - 1))]
-        self.period_s = max(self._tuning.period_min_s, 1.5 * typical)
+    def _adapt(self, measured_s: float) -> None:
+        """A measurement took so long; a set point must fit into every tick too, whether this one had one or not."""
+        write_s = sorted(self._writes_s)[len(self._writes_s) // 2] if self._writes_s else measured_s
+        self._slot.measured(measured_s + write_s)
+        self.period_s = self._slot.period_s(self._tuning.period_min_s)
 
     # ------------------------------------------------------------------------------------------------- one tick
     async def _tick(self, due_s: float, lateness_s: float) -> None:
-        started, state, self._setpoint_late_s = self._clock(), self.state, 0.0
+        self._setpoint_late_s = 0.0
         self._check_heartbeat()
         reading = await self._measure()
         if reading is None:
@@ -405,14 +467,38 @@ class PowerLoop:
             self._watch_foreign(reading)
         if self._flight is not None and not self._model_held:
             await self._fly(self._flight, reading, due_s)
-        if self.state == state:  # a switching sequence says nothing about the exchange set
-            self._exchange_s.append(self._clock() - started)
-            self._adapt()
+        self._adapt(reading.exchange_s)
         lateness_s = max(lateness_s, self._setpoint_late_s)
+        self._judge(lateness_s)
+        self._emit(reading, lateness_s)
+
+    def _judge(self, lateness_s: float) -> None:
+        """What a tick's timing means for the record."""
         if lateness_s > self._tuning.overrun_s:
             self.overruns += 1
+            self.ledger.overruns += 1
             self._tell("overrun", lateness_s=lateness_s, period_s=self.period_s)
-        self._emit(reading, lateness_s)
+        self.ledger.latest_s = max(self.ledger.latest_s, lateness_s)
+        if self._flight is None:
+            return
+        bounds = self._flight.bounds
+        if lateness_s > bounds.lateness_s:
+            self._invalidate("late", "a set point was {:.2f} s late", lateness_s, bounds.lateness_s)
+        if self.period_s > bounds.period_s:
+            self._invalidate("slow", "the supply allows a loop of {:.2f} s only", self.period_s, bounds.period_s)
+
+    def _judge_gap(self, gap_s: float) -> None:
+        """Samples of an output that is on are `gap_s` apart, or have been missing for so long."""
+        self.ledger.longest_gap_s = max(self.ledger.longest_gap_s, gap_s)
+        if self._flight is not None and gap_s > self._flight.bounds.gap_s:
+            self._invalidate("stale", "no measurement for {:.2f} s", gap_s, self._flight.bounds.gap_s)
+
+    def _invalidate(self, what: str, cause: str, measured: float, limit: float) -> None:
+        """The flight's record no longer shows the mission; each kind is told once a flight."""
+        if what not in self._invalid:
+            self._invalid.add(what)
+            told = f"{self.board}: {cause.format(measured)}, more than {limit:g}"
+            self._tell("run_invalid", what=what, cause=told, measured=measured, limit=limit)
 
     async def _measure(self) -> Reading | None:
         """A reading, or None when the supply did not answer this time; SafetyError when that lasts while it is on."""
@@ -423,6 +509,9 @@ class PowerLoop:
                 self._lost = True
                 self._tell("sample_lost", error=error.message)
             age = self._clock() - self._fresh_s
+            self.ledger.lost_samples += 1
+            if self._energized:
+                self._judge_gap(age)
             if self._energized and age > self._tuning.stale_s:
                 raise SafetyError(
                     f"{self.board}: no measurement for {age:.1f} s while the output is on: {error.message}",
@@ -437,9 +526,15 @@ class PowerLoop:
 
     def _account(self, reading: Reading) -> None:
         """Energy by trapezoid from raw samples; the fed-back current through one pole."""
+        self.ledger.samples += 1
         if self._previous is not None:
             dt = reading.time_s - self._previous.time_s
-            self._add_energy(0.5 * (reading.power_w + self._previous.power_w) * dt)
+            joules = 0.5 * (reading.power_w + self._previous.power_w) * dt
+            self._add_energy(joules)
+            if self._energized:
+                self._judge_gap(dt)
+                if self._flight is not None and dt > self._flight.bounds.gap_s:
+                    self.ledger.gap_j += joules
             share = 1.0 - math.exp(-dt / self._tuning.filter_s)
             self._filtered_a += share * (reading.current_a - self._filtered_a)
         else:
@@ -492,22 +587,34 @@ class PowerLoop:
 
     # -------------------------------------------------------------------------------------------- with a flight
     async def _fly(self, flight: Flight, reading: Reading, due_s: float) -> None:
-        now = self._clock()
-        mission_s = flight.clock.mission_s(now)
-        dt_s = max(0.0, mission_s - (self._mission_s if self._mission_s is not None else mission_s))
-        self._mission_s = mission_s
         board_w = max(0.0, self._filtered_a * reading.voltage_v) if self._energized else 0.0
-        state = flight.eps.step(dt_s, board_w, max(0.0, flight.array_w(mission_s)))
+        state = self._step_model(flight, self._clock(), board_w)
+        mission_s = flight.clock.mission_s(reading.time_s) if self._mission_s is None else self._mission_s
         self._gain = flight.eps.gain(board_w)
         if self.state == "on":
             await self._follow(flight, state, mission_s, due_s)
         elif self.state == "shed":
             await self._maybe_restore(flight, state)
 
+    def _step_model(self, flight: Flight, now_s: float, board_w: float) -> EpsStateLike:
+        """Let the battery feed the board with `board_w` up to the monotonic time `now_s`."""
+        mission_s = flight.clock.mission_s(now_s)
+        before_s = mission_s if self._mission_s is None else self._mission_s
+        dt_s = max(0.0, mission_s - before_s)
+        self._mission_s = max(before_s, mission_s)
+        self.ledger.fed_j += board_w * dt_s
+        return flight.eps.step(dt_s, board_w, max(0.0, flight.array_w(mission_s)))
+
+    def _feed_switching(self, *spans: tuple[float, float]) -> None:
+        """Tell the model what was drawn between two ticks: (until when, watts) after each other."""
+        if self._flight is not None and not self._model_held:
+            for until_s, watts in spans:
+                self._step_model(self._flight, until_s, watts)
+
     async def _follow(self, flight: Flight, state: EpsStateLike, mission_s: float, due_s: float) -> None:
         cause = self._shed_cause(flight, state, mission_s)
         if self._gain > GAIN_LIMIT:
-            self._tell("run_invalid", cause=f"loop gain {self._gain:.2f} above {GAIN_LIMIT}", gain=self._gain)
+            self._invalidate("gain", "the power loop's gain is {:.2f}", self._gain, GAIN_LIMIT)
             cause = "loop gain"
         if cause:
             await self._shed(flight, state, cause)
@@ -534,6 +641,10 @@ class PowerLoop:
                 return
             self._set, self._set_lost = wanted, False
             self._setpoint_late_s = applied.lateness_s
+            self._writes_s.append(applied.verified_s - applied.sent_s)
+            self.ledger.writes += 1
+        else:
+            self.ledger.writes_skipped += 1
 
     def _shed_cause(self, flight: Flight, state: EpsStateLike, mission_s: float) -> str:
         if state.collapsed:
@@ -688,6 +799,8 @@ class PowerLoop:
         self.state, self._set = "on", setpoint
         self._energy_at_on_j = self._energy_j
         self._add_energy(on.energy_j)
+        started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)
+        self._feed_switching((on.on_s, 0.0), (on.settled_s, started_w))
         self._forget(on.reading)
         self._low_since_mission_s = None
         return on
@@ -721,6 +834,7 @@ class PowerLoop:
         )
         if self._previous is not None:  # from the last sample to the cut the board drew what it drew
             self._add_energy(self._previous.power_w * max(0.0, off.off_s - self._previous.time_s))
+            self._feed_switching((off.off_s, self._previous.power_w))
         self.state, self._energized = state, False
         self._off_verified_s = off.verified_s
         self._forget(off.reading)
@@ -779,7 +893,6 @@ class PowerLoop:
     def _live(self) -> None:
         """The loop made progress: the heartbeat may go on for one step's budget."""
         self._alive_until_s = self._clock() + self._tuning.step_budget_s
-        self._heartbeat.beat(self.board)
 
     async def _pulse(self) -> None:
         """Beat while the loop waits for a slow instrument, but not for a loop that hangs."""
@@ -800,6 +913,8 @@ class PowerLoop:
         self._energy_j += joules
         if self._flight is not None:
             self._mission_energy_j += joules * self._flight.clock.rate
+            self.ledger.metered_j += joules
+            self.ledger.metered_mission_j += joules * self._flight.clock.rate
 
     def _forget(self, reading: Reading | None = None) -> None:
         """Start metering anew from `reading`: the span of a switching sequence is not interpolated over."""
@@ -813,41 +928,40 @@ class PowerLoop:
         self._on_event(kind, {"board": self.board, **data})
 
     def _emit(self, reading: Reading, lateness_s: float) -> None:
-        flight = self._flight
-        basic = PowerSample(
-            t_mono=reading.time_s,
-            board=self.board,
-            state=self.state,
-            voltage_set_v=self._set.voltage_v,
-            current_limit_a=self._set.current_limit_a,
-            voltage_v=reading.voltage_v,
-            current_a=reading.current_a,
-            power_w=reading.power_w,
-            energy_j=self._energy_j,
-            mission_energy_j=self._mission_energy_j,
-            lateness_s=lateness_s,
+        sample = PowerSample(
+            reading.time_s,
+            self.board,
+            self.state,
+            self._set.voltage_v,
+            self._set.current_limit_a,
+            reading.voltage_v,
+            reading.current_a,
+            reading.power_w,
+            self._energy_j,
+            self._mission_energy_j,
+            lateness_s,
+            *(() if self._flight is None else self._modelled(self._flight, reading.time_s)),
         )
-        if flight is not None:
-            mission_s = flight.clock.mission_s(reading.time_s) if self._mission_s is None else self._mission_s
-            if self._model_held:
-                mission_s = flight.clock.mission_s(reading.time_s)
-            state = flight.eps.state
-            basic = PowerSample(
-                **{
-                    **asdict(basic),
-                    "t_mission": mission_s,
-                    "rate": flight.clock.rate,
-                    "soc": state.soc,
-                    "bus_voltage_v": state.bus_voltage_v,
-                    "array_w": flight.array_w(mission_s),
-                    "array_used_w": state.array_used_w,
-                    "battery_w": state.battery_power_w,
-                    "sunlit": flight.sunlit(mission_s),
-                    "gain": self._gain,
-                }
-            )
-        self.last = basic
-        self._on_sample(basic)
+        self.last = sample
+        self._on_sample(sample)
+
+    def _modelled(self, flight: Flight, now_s: float) -> tuple[float, ...]:
+        """What a sample says in a flight only, from `t_mission` on."""
+        mission_s = self._mission_s
+        if mission_s is None or self._model_held:
+            mission_s = flight.clock.mission_s(now_s)
+        state = flight.eps.state
+        return (
+            mission_s,
+            flight.clock.rate,
+            state.soc,
+            state.bus_voltage_v,
+            flight.array_w(mission_s),
+            state.array_used_w,
+            state.battery_power_w,
+            flight.sunlit(mission_s),
+            self._gain,
+        )
 
 
 def _advance(flight: Flight, before_s: float, dt_s: float, assumed_board_w: float, step_s: float) -> float:

@@ -92,7 +92,8 @@ class Recorder:
             if len(self._rows) < self._backlog:
                 self._rows.append((table, values))
                 self._given += 1
-                self._wake.notify()
+                if len(self._rows) == 1:  # the writer waits for a first row, then for its batch's time
+                    self._wake.notify()
                 return
         raise self._fail(BenchError(f"{self.path}: the disk cannot follow, {self._backlog} rows wait"))
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from hil.bench.deadman import ArmedOutput
-from hil.bench.powerloop import Flight, PowerLoop, PowerSample, Tuning
+from hil.bench.pacing import Pacing
+from hil.bench.powerloop import Bounds, Flight, PowerLoop, PowerSample, Tuning
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
@@ -431,10 +432,11 @@ def test_a_gain_above_half_is_refused_before_the_flight(tmp_path: Path) -> None:
 def test_a_gain_above_half_in_flight_sheds_and_invalidates(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         rig.loop.attach(flight(battery(soc=1.0, resistance_ohm=2.0, capacity_ah=5.0), planned_w=5.0))
-        rig.loop._flight = replace(rig.loop._flight, eps=Louder(rig.loop._flight.eps))  # type: ignore[arg-type, union-attr]
+        rig.loop._flight = replace(rig.loop._flight, eps=Louder(rig.loop._flight.eps))  # type: ignore[arg-type, union-attr, type-var]
         await rig.loop.request_on()
         await rig.until(lambda: rig.loop.state == "shed")
-        assert rig.of("run_invalid")[0]["gain"] > 0.5
+        told = rig.of("run_invalid")
+        assert (told[0]["what"], told[0]["measured"], told[0]["limit"]) == ("gain", 0.7, 0.5)
         assert rig.of("load_shed")[0]["cause"] == "loop gain"
 
     fly(tmp_path, body)
@@ -453,14 +455,14 @@ class Louder:
     def step(self, dt_s: float, board_w: float, array_w: float) -> Any:
         return self._eps.step(dt_s, board_w, array_w)
 
-    def gain(self, board_w: float) -> float:
+    def gain(self, board_w: float, voltage_v: float | None = None) -> float:
         return 0.7 if board_w > 1 else 0.0
 
 
 def test_a_mission_faster_than_the_supply_is_refused(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         with pytest.raises(UsageError, match="the supply allows a loop of"):
-            rig.loop.attach(flight(battery(), period_max_s=0.001))
+            rig.loop.attach(flight(battery(), bounds=Bounds(period_s=0.001)))
 
     fly(tmp_path, body)
 
@@ -511,3 +513,183 @@ def test_a_skip_advances_the_model_once_and_says_that_it_is_modelled(tmp_path: P
         assert rig.samples[-1].mission_energy_j < 100
 
     fly(tmp_path, body)
+
+
+# ------------------------------------------------------------------------------------------ what a flight must keep to
+def test_an_array_without_a_tracker_is_refused(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(UsageError, match="left of its point of maximum power"):
+            rig.loop.attach(flight(battery(), array_direct=True))
+        assert rig.loop.flight is None
+
+    fly(tmp_path, body)
+
+
+def test_the_gain_is_judged_at_the_lowest_voltage_that_is_flown(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        eps = battery(soc=1.0, resistance_ohm=5.0)
+        assert eps.gain(15.0) < 0.5 < eps.gain(15.0, 11.0)
+        with pytest.raises(UsageError, match=r"gain would be 0\.6"):
+            rig.loop.attach(flight(eps, shed=ShedConfig(shed_v=11.0)))
+
+    fly(tmp_path, body)
+
+
+def test_a_late_set_point_makes_the_run_invalid_once(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery(), bounds=Bounds(lateness_s=0.1)))
+        await rig.loop.request_on()
+        for count in (1, 2):
+            rig.virtual.faults.append(Fault("late", "MEAS:ALL", 1, delay_s=0.16))
+            await rig.until(lambda: rig.loop.ledger.overruns >= count)  # noqa: B023  (awaited at once)
+        told = rig.of("run_invalid")
+        assert [event["what"] for event in told] == ["late"]
+        assert told[0]["measured"] > told[0]["limit"] == 0.1
+        assert "late, more than 0.1" in told[0]["cause"]
+        assert rig.is_on
+
+    fly(tmp_path, body, tuning=replace(FAST, overrun_s=0.1))
+
+
+def test_a_stale_measurement_makes_the_run_invalid_and_its_energy_a_gap(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery(), bounds=Bounds(gap_s=0.3)))
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.ledger.samples > 20)
+        assert rig.loop.ledger.gap_j == 0.0
+        assert not rig.of("run_invalid")
+        rig.virtual.faults.append(Fault("silent", "MEAS:ALL", 2))
+        await rig.until(lambda: rig.of("sample_back"))
+        await rig.until(lambda: rig.of("run_invalid"))
+        assert rig.of("run_invalid")[0]["what"] == "stale"
+        assert rig.loop.ledger.lost_samples == 2
+        assert rig.loop.ledger.longest_gap_s > 0.4
+        assert rig.loop.ledger.gap_j == pytest.approx(6.0 * rig.loop.ledger.longest_gap_s, rel=0.05)
+        assert rig.is_on
+
+    fly(tmp_path, body, tuning=replace(FAST, stale_s=3.0))
+
+
+def test_a_supply_that_becomes_too_slow_in_flight_makes_the_run_invalid(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery(), bounds=Bounds(period_s=0.1)))
+        await rig.loop.request_on()
+        assert rig.loop.period_s < 0.1
+        rig.virtual.latency_s = 0.03
+        await rig.until(lambda: rig.of("run_invalid"))
+        assert rig.of("run_invalid")[0]["what"] == "slow"
+        assert rig.loop.period_s > 0.1
+
+    fly(tmp_path, body)
+
+
+def test_writes_below_the_resolution_are_left_out(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        eps = EpsModel(replace(battery(capacity_ah=5.0).config, regulated_bus_v=15.0))
+        rig.loop.attach(flight(eps))
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.ledger.writes_skipped > 30)
+        assert rig.loop.ledger.writes == 0
+        rig.loop.detach()
+        rig.loop.attach(flight(battery(soc=0.5), rate=200.0))
+        await rig.until(lambda: rig.loop.ledger.writes > 10)
+
+    fly(tmp_path, body)
+
+
+def test_energy_is_of_the_raw_samples_and_the_model_is_fed_the_filtered_current(tmp_path: Path) -> None:
+    fed: list[float] = []
+    steady: list[float] = []
+
+    class Watched(Louder):
+        def step(self, dt_s: float, board_w: float, array_w: float) -> Any:
+            fed.append(board_w)
+            return super().step(dt_s, board_w, array_w)
+
+        def gain(self, board_w: float, voltage_v: float | None = None) -> float:
+            return 0.0
+
+    load = RecordedLoad(tuple((0.1 * n, 18.0 if n % 2 else 3.0) for n in range(200)))
+
+    async def body(rig: Rig) -> None:
+        made = flight(battery(capacity_ah=5.0))
+        rig.loop.attach(replace(made, eps=Watched(made.eps)))  # type: ignore[arg-type]
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.ledger.samples > 120, timeout_s=12.0)
+        steady.extend(fed[-40:])
+
+    rig = fly(tmp_path, body, load, tuning=replace(FAST, filter_s=0.5))
+    on = [sample for sample in rig.samples if sample.state == "on"][1:]
+    assert {round(sample.power_w) for sample in on} == {3, 18}
+    by_hand = sum(0.5 * (a.power_w + b.power_w) * (b.t_mono - a.t_mono) for a, b in pairwise(on))
+    assert on[-1].energy_j - on[0].energy_j == pytest.approx(by_hand, rel=1e-9)
+    assert max(steady) - min(steady) < 7.0, "steps of 15 W, smoothed with a time constant of five of them"
+
+
+def test_the_ledger_says_what_was_measured_and_what_the_model_was_fed(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        made = flight(battery(capacity_ah=5.0), rate=10.0)
+        rig.loop.attach(made)
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.ledger.samples > 80)
+        ledger = rig.loop.ledger
+        assert ledger.metered_j == pytest.approx(rig.samples[-1].energy_j, rel=0.02)
+        assert ledger.metered_mission_j == pytest.approx(10.0 * ledger.metered_j, rel=1e-9)
+        assert ledger.fed_j == pytest.approx(ledger.metered_mission_j, rel=0.1)
+        assert ledger.assumed_j == 0.0
+        async with rig.loop.advanced_model(1e4, assumed_board_w=2.0, step_s=10.0):
+            made.clock.skip_to(1e4, time.monotonic())  # type: ignore[attr-defined]
+        assert ledger.assumed_j == pytest.approx(2.0 * 1e4, rel=0.01)
+
+    fly(tmp_path, body)
+
+
+# ------------------------------------------------------------------------------------- several channels, one supply
+def test_channels_of_one_supply_get_equal_turns_and_the_period_of_all_their_exchanges(tmp_path: Path) -> None:
+    """A slow supply with three boards: nobody starves, nobody ticks faster than the instrument can serve all three."""
+
+    async def steps() -> dict[str, list[PowerSample]]:
+        found: dict[str, list[PowerSample]] = {"b1": [], "b2": [], "b3": []}
+        loads = {n: RecordedLoad(((0.0, 6.0),), undervoltage_lockout_v=3.0) for n in (1, 2, 3)}
+        async with VirtualSupply(loads=loads) as virtual:
+            virtual.latency_s = 0.01
+            address = f"tcp://127.0.0.1:{virtual.port}"
+            supply = ScpiSupply("rigol-dp800", address)
+            journal, pacing = IntentJournal(tmp_path / "intent.jsonl"), Pacing()
+            loops = [
+                PowerLoop(
+                    board,
+                    supply,
+                    channel,
+                    ENVELOPE,
+                    journal,
+                    Intent(board, address, "rigol-dp800", channel, 0.6),
+                    FakeDeadman(),
+                    Setpoint(15.0, 2.0),
+                    on_sample=found[board].append,
+                    on_event=lambda kind, data: None,
+                    tuning=replace(FAST, period_min_s=0.05),
+                    pacing=pacing,
+                )
+                for channel, board in enumerate(found, 1)
+            ]
+            tasks = [asyncio.create_task(loop.run()) for loop in loops]
+            await asyncio.sleep(1.0)
+            for samples in found.values():
+                samples.clear()
+            await asyncio.sleep(2.0)
+            # Two questions and as many for a set point's write, ten milliseconds each, three channels.
+            assert all(0.15 < loop.period_s < 0.4 for loop in loops)
+            assert sum(loop.overruns for loop in loops) == 0
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await supply.close()
+        return found
+
+    found = asyncio.run(steps())
+    counts = sorted(len(samples) for samples in found.values())
+    assert counts[0] >= 4
+    assert counts[-1] - counts[0] <= 1
+    waits = [sample.lateness_s for samples in found.values() for sample in samples]
+    assert max(waits) < 0.1
