@@ -169,7 +169,11 @@ class BoardOwner:
                     reading = await self._all_off(how)
             finally:
                 self._switched_s = self._monotonic()
-        return answer if reading is None else self._answer(reading)
+        if reading is None:
+            return answer
+        done = self._last_off
+        times = {} if done is None else {"off_s": done.off_s, "verified_s": done.verified_s}
+        return {**self._answer(reading), **times}
 
     # ---------------------------------------------------------------------------------------------- faults on purpose
     async def brown_out(self, depth_v: float, duration_s: float, allowed: Callable[[], object]) -> dict[str, Any]:

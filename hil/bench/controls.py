@@ -45,11 +45,16 @@ class Controls:
             raise UsageError(f"a line is pressed for up to {PRESS_MAX_S:g} s, not {hold_s!r} s", hint="or hold it")
         line = self._line(name)
         async with self._turn:
+            pressing = asyncio.ensure_future(self._drive(name, line, True))
             try:
-                await self._drive(name, line, True)
+                await asyncio.shield(pressing)
                 await asyncio.sleep(hold_s)
             finally:
-                await asyncio.shield(self._drive(name, line, False))
+                letting_go = asyncio.ensure_future(self._let_go(name, line, pressing))
+                while not letting_go.done():  # however often the caller is cancelled
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait((letting_go,))
+                letting_go.result()
 
     async def release_all(self, *, close: bool = False) -> None:
         """Let go of every line that was used; all are tried, what fails is in the log."""
@@ -69,6 +74,11 @@ class Controls:
             known = ", ".join(self._lines) or "none; add `lines:` to the bench file"
             raise UsageError(f"board {self._board} has no line {name!r}", hint=f"its lines: {known}")
         return self._lines[name]
+
+    async def _let_go(self, name: str, line: Line, pressing: asyncio.Future[None]) -> None:
+        """A press that is still on its way through its thread comes first: it must not overtake its own release."""
+        await asyncio.wait((pressing,))
+        await self._drive(name, line, False)
 
     async def _drive(self, name: str, line: Line, active: bool) -> None:
         if active:

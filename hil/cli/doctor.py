@@ -22,12 +22,19 @@ CLOCK_SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 
 @click.command()
 @bench_option
+@click.option("--measure-off", metavar="BOARD", help="power BOARD and cut it, to measure how long off takes")
+@click.option("--yes", is_flag=True, help="consent to that on real hardware")
 @json_option
-def doctor(bench_file: str | None, as_json: bool) -> int:
-    """Check every fixture and this host. Switches nothing; exit code 3 if the bench cannot fly."""
+def doctor(bench_file: str | None, measure_off: str | None, yes: bool, as_json: bool) -> int:
+    """Check every fixture and this host; exit code 3 if the bench cannot fly. Switches nothing unless asked to."""
     from hil.client import attach
 
     bench = the_bench(bench_file)
+    if measure_off is not None:
+        from hil.cli import measure_off as cuts
+
+        cuts.consent(bench, measure_off, yes, click.confirm)
+        cuts.measure_off(bench, measure_off, lambda line: click.echo(line, err=as_json))
     rows = _host(bench)
     try:
         with attach(bench) as daemon:

@@ -374,6 +374,14 @@ class Power:
         """Output off, verified by measurement. Raises SafetyError when the voltage stays."""
         return self._act("off", None)
 
+    def off_timed(self) -> tuple[float, float]:
+        """Off; monotonic seconds of the supply's answer to the command and of the measured proof."""
+        self._board.accept_power_cut()
+        answer = self._board._call("POST", "power", {"action": "off", "voltage_v": None})
+        if self._board.lease is not None:
+            self._board.lease.power_epochs[self._board.name] = answer["power_epoch"]
+        return answer["off_s"], answer["verified_s"]
+
     def cycle(self, voltage_v: float | None = None) -> Reading:
         """Off, the board's off-dwell, and on again."""
         return self._act("cycle", voltage_v)

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import prometheus
 import pytest
 from benches import SHORT, Airborne, Flown, Fly, bench_up, write_bench
+from matrix import SAFETY_ROWS, write_table
 
 from hil import paths
 from hil.inventory import Bench
 from hil.virtual.images import ensure_prometheus
 
 FLIGHT_S = 480.0  # three times what it takes on two idle cores
+SAFETY_PAGE = Path(__file__).resolve().parents[2] / "docs/safety.md"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-safety-table", action="store_true", help="put this fault matrix into docs/safety.md"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SAFETY_ROWS] = []
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """The table is written whole or not at all: a row that failed has no figure."""
+    if session.config.getoption("--write-safety-table") and exitstatus == 0:
+        write_table(SAFETY_PAGE, session.config.stash[SAFETY_ROWS])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import tty
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -320,6 +321,32 @@ def test_a_pressed_line_is_let_go_of_whatever_happens() -> None:
     asyncio.run(body())
     os.close(master)
     os.close(slave)
+
+
+def test_a_press_that_is_called_off_on_its_way_does_not_overtake_its_release() -> None:
+    said: list[bool] = []
+
+    class Slow:
+        def set(self, active: bool) -> None:
+            if active:
+                threading.Event().wait(0.2)
+            said.append(active)
+
+        def close(self) -> None:
+            pass
+
+    async def body() -> None:
+        controls = Controls("b1", {"reset": "lcus:///dev/nothing?relay=1"})
+        controls._lines["reset"] = Slow()
+        press = asyncio.create_task(controls.press("reset", 5.0))
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            press.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await press
+
+    asyncio.run(body())
+    assert said == [True, False]
 
 
 # ------------------------------------------------------------------------------------------------------- lease groups
