@@ -646,14 +646,22 @@ def test_written_bytes_are_put_on_disk_where_the_server_can(extensions: bytes, s
 
 
 def test_a_sync_answered_after_the_last_write_is_waited_for(tmp_path: Path) -> None:
-    class OneAnswerAtATime(ScriptedChannel):
+    class SlowDisk(ScriptedChannel):
+        """Answers one request at a time, and the sync only when asked for the third time."""
+
+        asked = 0
+
         def recv(self, size: int) -> bytes:
+            if self.requests[-1][0] == 200 and len(self._answers) == 21:
+                self.asked += 1
+                if self.asked < 3:
+                    raise TimeoutError
             head = super().recv(4)
             return head + super().recv(int.from_bytes(head, "big"))
 
     source = tmp_path / "source"
     source.write_bytes(bytes(500_000))
-    channel = OneAnswerAtATime(b"\0\0\0\x11fsync@openssh.com\0\0\0\x011")
+    channel = SlowDisk(b"\0\0\0\x11fsync@openssh.com\0\0\0\x011")
     remote = sftp.RemoteFile(channel, "x.part", 1.0, write=True)  # type: ignore[arg-type]
     upload = Upload(source, "x", write_bytes=100_000, window_bytes=400_000, sync_bytes=500_000)
     upload._stream(remote, transfer.Progress(0.0), threading.Event(), None)
