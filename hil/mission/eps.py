@@ -53,7 +53,8 @@ class EpsConfig:
     satellite draws besides the board. `regulated_bus_v`: None for a battery bus, else the constant bus voltage behind
     `converter` (on a battery bus there is no converter). `direct`: the array's curve in full sun at its operating
     temperature when it feeds the battery directly; None for a maximum-power-point tracker. `capacity_ah` 0: no battery;
-    that needs a regulated bus and a tracker, and the bus collapses whenever the array does not carry the load.
+    that needs a regulated bus and a tracker; the bus collapses whenever the array does not carry the load, and comes
+    back when it gives what that load asked for.
     """
 
     capacity_ah: float
@@ -314,6 +315,7 @@ class EpsModel:
     def _begin(self, soc: float) -> None:
         config = self.config
         self._soc = soc
+        self._most_w = self._awaited_w = 0.0
         self._sums = _Sums()
         self._polarization = Polarization(config.resistance_ohm, config.polarization_ohm, config.polarization_s)
         self._origin_j = self._content_j()
@@ -326,7 +328,7 @@ class EpsModel:
     def _flow(self, dt_s: float, source: Source, load_w: float, array_w: float) -> _Flow:
         need_w = self.config.terminal_w(load_w)
         if self.battery.charge_c == 0.0:
-            return _Flow(0.0, 0.0, 0.0, collapsed=need_w > array_w * self.config.mppt_efficiency)
+            return _Flow(0.0, 0.0, 0.0, collapsed=self._fails(need_w, array_w * self.config.mppt_efficiency))
         if self._array is not None and array_w > 0.0:
             flow = self._direct_flow(self._array, dt_s, source, need_w, array_w)
             return flow or _as_collapsed(self._direct_flow(self._array, dt_s, source, 0.0, array_w) or _COLLAPSED)
@@ -337,6 +339,18 @@ class EpsModel:
         return self._discharge(dt_s, source, -surplus_w) or _as_collapsed(
             self._charge(dt_s, source, array_w * self.config.mppt_efficiency)
         )
+
+    def _fails(self, need_w: float, given_w: float) -> bool:
+        """Whether the bus is down without a battery. A load that was cut in twilight is not tried again in the dark."""
+        self._most_w = max(self._most_w, given_w)
+        if need_w > given_w:
+            # more than the array ever gave cannot be waited for: such a load is tried, and fails, again and again
+            self._awaited_w = min(need_w, self._most_w)
+            return True
+        if given_w < self._awaited_w:
+            return True
+        self._awaited_w = 0.0
+        return given_w == 0.0
 
     def _discharge(self, dt_s: float, source: Source, power_w: float) -> _Flow | None:
         """The flow that gives `power_w` at the terminals; None when the battery cannot."""

@@ -468,6 +468,24 @@ def test_without_a_battery_the_bus_lives_by_the_array() -> None:
             EpsConfig(0.0, **broken)  # type: ignore[arg-type]
 
 
+def test_without_a_battery_a_cut_load_waits_for_the_light_that_it_lacked() -> None:
+    """What sheds it and brings it back sees one eclipse as one collapse, twilight included."""
+    model = EpsModel(EpsConfig(0.0, regulated_bus_v=12.0, mppt_efficiency=1.0))
+    found, cut = [], False
+    for array_w in (20, 16, 14, 6, 0, 0, 6, 14, 15, 20):
+        state = model.step(1.0, 0.0 if cut else 15.0, array_w)
+        cut = state.collapsed
+        found.append(state.bus_voltage_v)
+    assert found == [12, 12, 0, 0, 0, 0, 0, 0, 12, 12]
+    # a load that no light carries is tried at full sun, not waited for
+    assert model.step(1.0, 25.0, 20.0).collapsed
+    assert model.step(1.0, 0.0, 19.0).collapsed
+    assert not model.step(1.0, 0.0, 20.0).collapsed
+    # and in the dark there is no bus, whatever is asked for
+    model.reset(0.0)
+    assert model.step(1.0, 0.0, 0.0).bus_voltage_v == 0
+
+
 def test_a_converter_costs_what_its_terms_say() -> None:
     assert ConverterLoss(0.5, 0.02, 0.001).input_w(20.0) == pytest.approx(20 + 0.5 + 0.4 + 0.4)
     with pytest.raises(UsageError, match="k1"):
