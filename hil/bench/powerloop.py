@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 from hil.bench import safety
+from hil.bench.crosscheck import CrossCheck
 from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
 from hil.bench.pacing import Pacing
 from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
-from hil.errors import BenchError, SafetyError, UsageError
+from hil.errors import BenchError, HilError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
 
 GAIN_LIMIT = 0.5
@@ -140,7 +141,8 @@ class PowerLedger:
     `metered_j` is wall energy, `gap_j` the part of it that lies between samples further apart than the bound: drawn
     straight between them, not measured. `metered_mission_j` and `fed_j` are mission energy, as measured and as fed to
     the model through the filter; `assumed_j` is what skips fed without a measurement. `writes` are set points that
-    were sent, `writes_skipped` those below the supply's resolution.
+    were sent, `writes_skipped` those below the supply's resolution. `compared` readings of the second meter, if there
+    is one, were held against the supply's.
     """
 
     metered_j: float = 0.0
@@ -155,6 +157,8 @@ class PowerLedger:
     overruns: int = 0
     writes: int = 0
     writes_skipped: int = 0
+    meter: str = ""
+    compared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +241,7 @@ class PowerLoop:
         layers: Layers = NO_LAYERS,
         tuning: Tuning | None = None,
         pacing: Pacing | None = None,
+        meter: CrossCheck | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
@@ -268,6 +273,7 @@ class PowerLoop:
         self._alive_until_s = 0.0
         self._slot = (pacing or Pacing()).join(id(supply))
         self._writes_s: deque[float] = deque(maxlen=5)
+        self._meter = meter
         self._invalid: set[str] = set()
         self._lost = False
         self._previous: Reading | None = None
@@ -346,7 +352,7 @@ class PowerLoop:
         bus_v = flight.eps.state.bus_voltage_v
         self._envelope.check(Setpoint(bus_v, flight.current_limit_a))
         self._flight = flight
-        self.ledger = PowerLedger()
+        self.ledger = PowerLedger(meter="" if self._meter is None else self._meter.name)
         self._invalid.clear()
         self._low_since_mission_s = None
         self._mission_s = flight.clock.mission_s(self._clock())
@@ -396,7 +402,9 @@ class PowerLoop:
         """Loop until cancelled. Leaves with the output verified off, or raises SafetyError that says it is not."""
         self._running = True
         self._live()
-        pulse = asyncio.create_task(self._pulse(), name=f"pulse-{self.board}")
+        beside = [asyncio.create_task(self._pulse(), name=f"pulse-{self.board}")]
+        if self._meter is not None:
+            beside.append(asyncio.create_task(self._cross_check(self._meter), name=f"meter-{self.board}"))
         try:
             await self._calibrate()
             await self._loop()
@@ -406,7 +414,8 @@ class PowerLoop:
         finally:
             self._running = False
             self._slot.leave()
-            pulse.cancel()
+            for task in beside:
+                task.cancel()
             self._refuse_waiting()
 
     async def _loop(self) -> None:
@@ -495,10 +504,40 @@ class PowerLoop:
 
     def _invalidate(self, what: str, cause: str, measured: float, limit: float) -> None:
         """The flight's record no longer shows the mission; each kind is told once a flight."""
+        self._declare(what, f"{cause.format(measured)}, more than {limit:g}", measured=measured, limit=limit)
+
+    def _declare(self, what: str, cause: str, **data: float) -> None:
         if what not in self._invalid:
             self._invalid.add(what)
-            told = f"{self.board}: {cause.format(measured)}, more than {limit:g}"
-            self._tell("run_invalid", what=what, cause=told, measured=measured, limit=limit)
+            self._tell("run_invalid", what=what, cause=f"{self.board}: {cause}", **data)
+
+    async def _cross_check(self, meter: CrossCheck) -> None:
+        """Hold the second meter against the supply while the output is on. Never stops the loop."""
+        lost = apart = False
+        while True:
+            await asyncio.sleep(meter.bounds.every_s)
+            if self.state != "on":
+                meter.forget()
+                continue
+            before = meter.compared
+            try:
+                found = await meter.check()
+            except (HilError, TimeoutError) as error:
+                if not lost:
+                    lost = True
+                    self._tell("meter_lost", meter=meter.name, error=str(error) or type(error).__name__)
+                continue
+            lost = False
+            self.ledger.compared += meter.compared - before
+            if found is None or self.state != "on":
+                apart = False
+                continue
+            cause = f"{meter.name}: {found.finding}, for {found.lasted_s:.1f} s"
+            if not apart:
+                apart = True
+                self._tell("meters_disagree", meter=meter.name, cause=cause)
+            if self._flight is not None:
+                self._declare("meters", cause, supply_w=found.supply_w, board_w=found.board_w)
 
     async def _measure(self) -> Reading | None:
         """A reading, or None when the supply did not answer this time; SafetyError when that lasts while it is on."""
@@ -540,6 +579,8 @@ class PowerLoop:
         else:
             self._filtered_a = reading.current_a
         self._previous = reading
+        if self._meter is not None and self._energized:
+            self._meter.supply(reading)
 
     async def _on_trip(self, reading: Reading) -> None:
         trips = await self._supply.tripped(self._channel)

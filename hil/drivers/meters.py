@@ -101,18 +101,23 @@ class BoardMeter:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two meters on one board: watts of each, and the share by which the board's may lie below the supply's."""
+    """Two meters on one board: watts of each, and the share by which the board's may lie below the supply's.
+
+    `share` and `offset_w` are what the two may be wrong by together.
+    """
 
     supply_w: float
     board_w: float
     overhead_max: float
+    share: float = 0.03
+    offset_w: float = 0.2
 
     @property
     def finding(self) -> str:
         """Why they cannot both be right, or an empty text. A board cannot take more than its supply gives."""
-        if self.board_w > self.supply_w * 1.03 + 0.2:
+        if self.board_w > self.supply_w * (1.0 + self.share) + self.offset_w:
             return f"the board's own meter shows {self.board_w:g} W, more than the supply's {self.supply_w:g} W"
-        if self.board_w < self.supply_w * (1.0 - self.overhead_max) - 0.2:
+        if self.board_w < self.supply_w * (1.0 - self.overhead_max) * (1.0 - self.share) - self.offset_w:
             return (
                 f"the board's own meter shows {self.board_w:g} W of the supply's {self.supply_w:g} W: more than "
                 f"{self.overhead_max:.0%} lost on the way"

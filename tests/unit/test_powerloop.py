@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hil.bench.crosscheck import CrossCheck, MeterBounds
 from hil.bench.deadman import ArmedOutput
 from hil.bench.pacing import Pacing
 from hil.bench.powerloop import Bounds, Flight, PowerLoop, PowerSample, Tuning
@@ -20,7 +21,7 @@ from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.mission.clock import MissionClock
 from hil.mission.eps import EpsConfig, EpsModel, ShedConfig
-from hil.model import Setpoint
+from hil.model import Reading, Setpoint
 from hil.virtual.supply import Fault, Load, RecordedLoad, ResistiveLoad, VirtualSupply
 
 ENVELOPE = Envelope(
@@ -94,6 +95,7 @@ def fly(
     load: Load | None = None,
     envelope: Envelope = ENVELOPE,
     tuning: Tuning = FAST,
+    meter: CrossCheck | None = None,
 ) -> Rig:
     """Run `body` beside a loop; afterwards the loop is cancelled and the output must be off."""
 
@@ -118,6 +120,7 @@ def fly(
                 on_sample=samples.append,
                 on_event=lambda kind, data: events.append((kind, data)),
                 tuning=tuning,
+                meter=meter,
             )
             task = asyncio.create_task(loop.run())
             rig = Rig(virtual, loop, task, deadman, journal, samples, events)
@@ -642,6 +645,61 @@ def test_the_ledger_says_what_was_measured_and_what_the_model_was_fed(tmp_path: 
         assert ledger.assumed_j == pytest.approx(2.0 * 1e4, rel=0.01)
 
     fly(tmp_path, body)
+
+
+# ------------------------------------------------------------------------------------------------------ second meter
+class Handheld:
+    """A meter that shows what the test says."""
+
+    def __init__(self, watts: float) -> None:
+        self.watts = watts
+        self.broken = False
+
+    async def read(self) -> Reading:
+        if self.broken:
+            raise BenchError("the meter is off")
+        return Reading(time.monotonic(), 15.0, self.watts / 15.0, self.watts, True)
+
+    def check(self) -> CrossCheck:
+        return CrossCheck("handheld", self.read, MeterBounds(hold_s=0.15, every_s=0.03))
+
+
+def test_meters_that_disagree_make_the_run_invalid(tmp_path: Path) -> None:
+    handheld = Handheld(5.8)
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery()))
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.loop.ledger.compared > 10)
+        assert not rig.of("run_invalid")
+        handheld.watts = 9.0
+        await rig.until(lambda: rig.of("run_invalid"))
+        told = rig.of("run_invalid")[0]
+        assert (told["what"], told["board_w"]) == ("meters", 9.0)
+        assert "handheld: the board's own meter shows 9 W, more than the supply's 6 W" in told["cause"]
+        count = rig.loop.ledger.compared
+        await rig.until(lambda: rig.loop.ledger.compared > count + 10)
+        assert len(rig.of("run_invalid")) == len(rig.of("meters_disagree")) == 1
+        assert rig.is_on
+        assert rig.loop.ledger.meter == "handheld"
+
+    fly(tmp_path, body, meter=handheld.check())
+
+
+def test_a_meter_that_does_not_answer_is_told_once_and_compares_nothing(tmp_path: Path) -> None:
+    handheld = Handheld(99.0)
+    handheld.broken = True
+
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery()))
+        await rig.loop.request_on()
+        await rig.until(lambda: rig.of("meter_lost"))
+        await asyncio.sleep(0.2)
+        assert len(rig.of("meter_lost")) == 1
+        assert rig.loop.ledger.compared == 0
+        assert not rig.of("run_invalid")
+
+    fly(tmp_path, body, meter=handheld.check())
 
 
 # ------------------------------------------------------------------------------------- several channels, one supply
