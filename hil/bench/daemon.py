@@ -593,6 +593,7 @@ class Daemon:
         board = self.boards.get(ended.board)
         if board is None:
             return  # the bench file no longer names it
+        await board.calm()
         policy = board.wires.on_lease_end
         if isinstance(policy, ShutdownThenOff) and board.state == "on":
             how = await shut_down(board, policy.shutdown_then_off.timeout_s)

@@ -304,9 +304,16 @@ class Lab:
     """Supply, wire, outlet, bench file and the daemon that clients start for it."""
 
     def __init__(
-        self, directory: Path, monkeypatch: Any, model: str = "rigol-dp800", more: str = "", outlet: bool = False
+        self,
+        directory: Path,
+        monkeypatch: Any,
+        model: str = "rigol-dp800",
+        more: str = "",
+        outlet: bool = False,
+        console: Path | None = None,
     ) -> None:
         self.directory = directory
+        self.console = console or directory / "no-console"
         self.watts = directory / "watts"
         self.load(NORMAL_W)
         site = directory / "site"
@@ -331,9 +338,8 @@ class Lab:
 
     def write_bench(self, name: str, port: int, dialect: str = "rigol-dp800", more: str = "") -> Path:
         path = self.directory / f"{name}.yaml"
-        console = self.directory / "no-console"
         text = BENCH.format(
-            name=name, types=self.directory / "types", port=port, dialect=dialect, more=more, console=console
+            name=name, types=self.directory / "types", port=port, dialect=dialect, more=more, console=self.console
         )
         path.write_text(text)
         return path
