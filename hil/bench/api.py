@@ -164,9 +164,14 @@ def _bench_routes(app: FastAPI, daemon: Daemon) -> None:
     async def status() -> JSONResponse:
         return JSONResponse(daemon.status())
 
+    @app.get("/v1/bench", response_model=None)
+    async def bench() -> JSONResponse:
+        return JSONResponse(daemon.describe_bench())
+
     @app.post("/v1/leases", response_model=None)
     async def acquire(body: LeaseBody, request: Request) -> JSONResponse:
-        return JSONResponse(await daemon.acquire(body, None, request.is_disconnected))
+        user = getattr(request.state, "user", None)  # of a client on another host
+        return JSONResponse(await daemon.acquire(body, user, request.is_disconnected))
 
     @app.get("/v1/leases", response_model=None)
     async def leases() -> JSONResponse:

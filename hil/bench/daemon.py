@@ -154,6 +154,7 @@ class Daemon:
         self._metrics_port = 0
         self._stop = asyncio.Event()
         self._flight_lock = asyncio.Lock()
+        self._remote: dict[str, str] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks = [InstrumentLock(address) for address in _addresses(bench)]
         self._intents = IntentJournal(self.state_dir / "intent.jsonl")
@@ -226,6 +227,7 @@ class Daemon:
         self._busy()
         self._spawn(self._desk.keep(), "leases")
         self._spawn(self._watch_deadman(), "deadman")
+        await self._serve_remote()
         self._spawn(self._watch_idle(), "idle")
         self._spawn(self._serve_api(), "api")
 
@@ -235,6 +237,7 @@ class Daemon:
         if self.flight is not None:
             await self._try("ending the flight", self.flight.end("the daemon ends"))
         for board in self.boards.values():
+        self._desk.close()
             await self._try(f"letting go of what board {board.name} has armed", board.calm())
             if board.energized:
                 await self._try(f"switching board {board.name} off", board.off("the daemon ends"))
@@ -315,8 +318,31 @@ class Daemon:
     async def _watch_idle(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, self._idle_s / 5))
+    async def _serve_remote(self) -> None:
+        """Listen for clients of other hosts, when the bench file says so."""
+        wire = self.bench.file.remote
+        if wire is None:
+            return
+        from hil.bench.api import make_app
+        from hil.bench.remote import RemoteServer, Users, certificate, fingerprint
+
+        made, key = await asyncio.to_thread(certificate, self.state_dir, self.bench.name)
+        remote = RemoteServer(make_app(self), Users(self.state_dir), (made, key), self._stream_socket)
+        server, port = await remote.start(wire.host, wire.port)
+        self._remote = {"listen": f"{wire.host}:{port}", "fingerprint": fingerprint(made)}
+        log.info("clients of other hosts come in at %s", self._remote["listen"])
+        self._spawn(server.serve_forever(), "remote")
+
+    def _stream_socket(self, stream: str, name: str) -> Path:
+        """Where a stream is served on this host."""
+        if stream != "console":
+            raise UsageError(f"no stream {stream!r}", hint="console")
+        self._console(self._board(name))
+        return self.runtime_dir / f"console-{name}.sock"
+
             if (
-                self._desk.busy()
+                self._remote is not None  # nobody on another host could start it again
+                or self._desk.busy()
                 or (self.flight is not None and self.flight.state != "ended")
                 or any(board.energized for board in self.boards.values())
             ):
@@ -738,11 +764,24 @@ class Daemon:
             "type": board.type.name,
             "state": board.state,
             "fault": board.fault,
+            "remote": self._remote,
             "power_epoch": board.power_epoch,
             "power": None if board.last is None else board.last.row(),
             "link": None if board.link is None else board.link_state(),
             "lease": None if lease is None else {"lease": lease.id, **_public(lease)},
             "console": None
+    def describe_bench(self) -> dict[str, Any]:
+        """The bench file and its board types, for clients that cannot read them here."""
+        return {
+            "path": str(self.bench.path),
+            "id": self.bench.id,
+            "file": self.bench.file.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "types": {
+                name: item.model_dump(mode="json", by_alias=True, exclude_none=True)
+                for name, item in self.bench.types.items()
+            },
+        }
+
             if console is None
             else {
                 "connected": console.connected,

@@ -137,6 +137,14 @@ class LeaseDesk:
                 async with asyncio.timeout(patience):
                     await self._event.wait()
 
+    def close(self) -> None:
+        """Tell those in line that the daemon ends. Leases stay: the next daemon knows them."""
+        for waiter in self._waiting:
+            if not waiter.granted.done():
+                waiter.granted.set_exception(
+                    BenchError("the bench daemon is ending", hint="ask again: it is started anew")
+                )
+
     # ---------------------------------------------------------------------------------------------- who has what
     def leases(self) -> tuple[Lease, ...]:
         """Every lease that has not ended."""

@@ -22,7 +22,7 @@ VIRTUAL_BENCH = FIXTURES / "benches" / "virtual.yaml"
 
 
 def bench_option(function: F) -> F:
-    """`--bench FILE`, or HIL_BENCH."""
+    """`--bench FILE`, or HIL_BENCH; `https://HOST:PORT#FINGERPRINT` for a bench on another host."""
     return click.option("--bench", "bench_file", metavar="FILE", envvar="HIL_BENCH", help="bench file [env HIL_BENCH]")(
         function
     )
@@ -45,6 +45,10 @@ def the_bench(bench_file: str | None) -> Bench:
             "no bench named",
             hint=f"--bench FILE or HIL_BENCH=FILE; for the virtual one: HIL_BENCH={os.path.relpath(VIRTUAL_BENCH)}",
         )
+    if bench_file.startswith("https://"):
+        from hil.client.remote import load_remote
+
+        return load_remote(bench_file)
     return load_bench(Path(bench_file))
 
 

@@ -24,6 +24,7 @@ from hil.model import LinkState, Reading
 
 if TYPE_CHECKING:
     from hil import inventory
+    from hil.client.remote import StreamRelay
     from hil.drivers.ssh import Shell
     from hil.inventory.bench import BenchBoard, SshWire
     from hil.inventory.board_type import BoardType
@@ -121,6 +122,7 @@ class Bench:
     def __init__(self, bench: inventory.Bench, http: Http) -> None:
         self.inventory = bench
         self.http = http
+        self._relays: dict[str, StreamRelay] = {}
 
     def status(self) -> dict[str, Any]:
         """The daemon's own account: boards, leases, flight, dead-man."""
@@ -217,8 +219,21 @@ class Bench:
             time.sleep(0.05)
         raise BenchError(f"the bench daemon did not stop within {STOP_S:g} s", hint="its log is in the state directory")
 
+    def console_socket(self, board: str) -> Path:
+        """The unix socket of a board's console: the daemon's own, or one here that leads to it."""
+        if not self.inventory.url:
+            return self.inventory.runtime_dir / f"console-{board}.sock"
+        if board not in self._relays:
+            from hil.client.remote import Address, StreamRelay
+
+            self._relays[board] = StreamRelay(Address.of(self.inventory.url), "console", board)
+        return self._relays[board].path
+
     def close(self) -> None:
         self.http.close()
+        for relay in self._relays.values():
+            relay.close()
+        self._relays.clear()
 
     def __enter__(self) -> Bench:
         return self
@@ -249,7 +264,7 @@ class Board:
         if self.wires.console is None:
             raise UsageError(f"board {self.name} has no console", hint="add `console:` to the bench file")
         if self._console is None:
-            path = self.bench.inventory.runtime_dir / f"console-{self.name}.sock"
+            path = self.bench.console_socket(self.name)
             guard = None if self.lease is None else self.check
             self._console = Console(self.name, path, self._token, self.type.boot.death, guard)
         return self._console

@@ -39,10 +39,15 @@ os._exit(0)
 def attach(bench: inventory.Bench, *, start: bool = True) -> Bench:
     """The bench behind its daemon; starts the daemon when none answers and `start`.
 
-    Raises BenchError with the daemon's last log lines when it does not come up, DaemonGone when `start` is False.
+    The daemon of a bench on another host is never started from here. Raises BenchError with the daemon's last log lines
+    when it does not come up, DaemonGone when `start` is False.
     """
     from hil.client.bench import Bench
 
+    if bench.url:
+        from hil.client.remote import Address
+
+        return Bench(bench, Http.remote(Address.of(bench.url)))
     http = Http(bench.api_socket)
     if not start:
         _same_bench(http, bench)

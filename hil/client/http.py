@@ -1,4 +1,4 @@
-"""HTTP to the daemon over its unix socket: JSON both ways, the daemon's errors raised again as the same classes.
+"""HTTP to the daemon over its unix socket, or TLS: JSON both ways, the daemon's errors raised as the same classes.
 
 The standard library's client on purpose: a test session must not pay for importing more, and a call takes well under
 a millisecond on a connection that is kept open.
@@ -13,12 +13,15 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hil.bench.sockets import error_from
 from hil.errors import BenchError
+
+if TYPE_CHECKING:
+    from hil.client.remote import Address
 
 TOKEN_HEADER = "X-Hil-Token"  # noqa: S105  (a header's name)
 
@@ -41,11 +44,31 @@ class _UnixConnection(http.client.HTTPConnection):
 class Http:
     """Calls to one daemon; usable from several threads, each call on a connection of its own from a small pool."""
 
-    def __init__(self, path: Path, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        timeout_s: float = 30.0,
+        *,
+        open_: Callable[[float], http.client.HTTPConnection] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self._timeout_s = timeout_s
-        self._idle: list[_UnixConnection] = []
+        self._open = open_ or (lambda timeout_s: _UnixConnection(Path(path), timeout_s))
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
+        self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
+
+    @classmethod
+    def remote(cls, address: Address) -> Http:
+        """To a bench on another host."""
+        from hil.client.remote import TlsConnection
+
+        return cls(
+            str(address),
+            open_=lambda timeout_s: TlsConnection(address, timeout_s),
+            headers={"Authorization": f"Bearer {address.user_token}"},
+        )
 
     def get(self, path: str, *, timeout_s: float | None = None) -> Any:
         return self.call("GET", path, timeout_s=timeout_s)
@@ -60,7 +83,7 @@ class Http:
         timeout_s: float | None = None,
     ) -> Any:
         """The decoded answer. Raises what the daemon raised, or DaemonGone, or BenchError after `timeout_s`."""
-        headers = {"Content-Type": "application/json"}
+        headers = dict(self._headers)
         if token is not None:
             headers[TOKEN_HEADER] = token
         status, answer = self._exchange(
@@ -102,9 +125,9 @@ class Http:
                 ) from error
 
     @contextlib.contextmanager
-    def _connection(self, timeout_s: float) -> Iterator[_UnixConnection]:
+    def _connection(self, timeout_s: float) -> Iterator[http.client.HTTPConnection]:
         with self._lock:
-            connection = self._idle.pop() if self._idle else _UnixConnection(self.path, timeout_s)
+            connection = self._idle.pop() if self._idle else self._open(timeout_s)
         connection.timeout = timeout_s
         if connection.sock is not None:
             # Readable while nothing is asked: the daemon closed it, or another one has taken its place.

@@ -1,0 +1,266 @@
+"""The bench over a network: TLS with the bench's own certificate, a token a user, the same API as on the unix socket.
+
+Only a bench file with `remote:` opens a port. A client pins the certificate's fingerprint; ALPN tells a raw stream (a
+console) from HTTP on the one port. Whoever may enter the bench's state directory makes and revokes tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import ssl
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from hil.bench.journal import utc_text
+from hil.bench.sockets import describe_error
+from hil.errors import BenchError, HilError, UsageError
+
+log = logging.getLogger("hil.remote")
+
+STREAM_PROTOCOL = "hil-stream/1"
+HANDSHAKE_S = 10.0
+HANDSHAKE_BYTES = 4096
+CHUNK_BYTES = 1 << 16
+CERTIFICATE_DAYS = 3650
+# What names files of the bench's host, or ends its daemon.
+LOCAL_ONLY = frozenset({("POST", "/v1/stop"), ("POST", "/v1/flights")})
+_UNKNOWN = UsageError("this bench knows no such user token", hint="hil bench token add USER, on its host")
+# The application's own shape, as ASGI servers and applications know it.
+Scope = dict[str, Any]
+Asgi = Callable[[Scope, Any, Any], Any]
+
+
+class Users:
+    """Who may come over the network: `users.json` with a hash of each user's token; a change counts at once."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "users.json"
+        self._seen: tuple[int, int] | None = None
+        self._users: dict[str, dict[str, str]] = {}
+
+    def add(self, user: str, now_s: float) -> str:
+        """A new token for `user`, shown once; one that the user had is void. Raises UsageError for a poor name."""
+        if not user.isprintable() or not user.strip() or len(user) > 60 or ":" in user:
+            raise UsageError(f"{user!r} is no user name", hint="up to 60 printable characters, no colon")
+        token = secrets.token_urlsafe(32)
+        users = self._read()
+        users[user] = {"sha256": _hashed(token), "added": utc_text(now_s)}
+        self._write(users)
+        return token
+
+    def remove(self, user: str) -> None:
+        """The user's token is void from now on. Raises UsageError for an unknown one."""
+        users = self._read()
+        if users.pop(user, None) is None:
+            raise UsageError(f"no user {user!r}", hint=f"users: {', '.join(users) or 'none'}")
+        self._write(users)
+
+    def list(self) -> dict[str, str]:
+        """User -> since when."""
+        return {user: entry["added"] for user, entry in self._read().items()}
+
+    def whose(self, token: str) -> str | None:
+        """The user whose token this is."""
+        hashed, found = _hashed(token), None
+        for user, entry in self._read().items():
+            if hmac.compare_digest(entry["sha256"], hashed):
+                found = user
+        return found
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        try:
+            info = self._path.stat()
+            seen = (info.st_mtime_ns, info.st_ino)
+            if seen != self._seen:
+                self._users, self._seen = json.loads(self._path.read_text(encoding="utf-8")), seen
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise BenchError(
+                f"cannot read {self._path}: {error}", hint="hil bench token add USER after removing it"
+            ) from error
+        return dict(self._users)
+
+    def _write(self, users: dict[str, dict[str, str]]) -> None:
+        fresh = self._path.with_suffix(".new")
+        _write_private(fresh, json.dumps(users, indent=1).encode())
+        fresh.rename(self._path)
+
+
+def certificate(state_dir: Path, name: str) -> tuple[Path, Path]:
+    """(certificate, private key) of the bench as PEM files; made at first use, kept for good: clients pin it."""
+    made, key_file = state_dir / "tls-certificate.pem", state_dir / "tls-key.pem"
+    if not made.exists():
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"hil bench {name}")])
+        now = datetime.datetime.now(datetime.UTC)
+        built = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+            .sign(key, hashes.SHA256())
+        )
+        _write_private(
+            key_file,
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+        )
+        _write_private(made, built.public_bytes(serialization.Encoding.PEM))
+    return made, key_file
+
+
+def fingerprint(made: Path) -> str:
+    """SHA-256 of the certificate, in hexadecimal: what clients pin."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(made.read_text("ascii"))).hexdigest()
+
+
+def guarded(app: Asgi, users: Users) -> Asgi:
+    """The API for other hosts: every request needs a user's token and is told whose it is (`state.user`)."""
+
+    async def serve(scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        user = users.whose(_bearer(scope["headers"]))
+        if user is None:
+            await _refuse(send, 401, _UNKNOWN)
+        elif (scope["method"], scope["path"]) in LOCAL_ONLY:
+            error = UsageError(f"{scope['path']} is for the bench's own host", hint="log in there")
+            await _refuse(send, 403, error)
+        else:
+            await app({**scope, "state": {**scope.get("state", {}), "user": user}}, receive, send)
+
+    return serve
+
+
+async def _refuse(send: Any, status: int, error: HilError) -> None:
+    body = json.dumps({"error": describe_error(error)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
+        kind, _, token = value.partition(b" ")
+        if name == b"authorization" and kind.lower() == b"bearer":
+            return token.decode("latin-1").strip()
+    return ""
+
+
+class Front(asyncio.Protocol):
+    """A new TLS connection: becomes one of the HTTP server or a raw stream, as its ALPN says."""
+
+    def __init__(self, http: Callable[[], asyncio.Protocol], stream: Callable[[], asyncio.Protocol]) -> None:
+        self._http = http
+        self._stream = stream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a stream transport is needed")
+        chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        inner = self._stream() if chosen == STREAM_PROTOCOL else self._http()
+        transport.set_protocol(inner)
+        inner.connection_made(transport)
+
+
+class RemoteServer:
+    """The bench's port. `sockets` gives the unix socket of a stream by its kind and board, or raises HilError."""
+
+    def __init__(self, app: Asgi, users: Users, tls: tuple[Path, Path], sockets: Callable[[str, str], Path]) -> None:
+        self._app = guarded(app, users)
+        self._users = users
+        self._sockets = sockets
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context.num_tickets = 0  # clients look for bytes that nobody asked for
+        self._context.load_cert_chain(*tls)
+        self._context.set_alpn_protocols([STREAM_PROTOCOL, "http/1.1"])
+        self._streams: set[asyncio.Task[None]] = set()
+
+    async def start(self, host: str, port: int) -> tuple[asyncio.Server, int]:
+        """Listen; returns the server and its port. Raises BenchError when the address is taken."""
+        import uvicorn
+        from uvicorn.server import ServerState
+
+        config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=3600)
+        config.load()
+        state = ServerState()
+
+        def http() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+            return protocol
+
+        def stream() -> asyncio.Protocol:
+            reader = asyncio.StreamReader(limit=HANDSHAKE_BYTES)
+            return asyncio.StreamReaderProtocol(reader, self._stream)
+
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                lambda: Front(http, stream), host, port, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_S
+            )
+        except OSError as error:
+            raise BenchError(f"cannot listen on {host}:{port}: {error}", hint="`remote:` of the bench file") from error
+        return server, int(server.sockets[0].getsockname()[1])
+
+    async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """First line `{"user_token", "stream", "board"}`; then bytes to and from that stream's own socket."""
+        try:
+            path = self._opened(await asyncio.wait_for(reader.readline(), HANDSHAKE_S))
+            inner_reader, inner_writer = await asyncio.open_unix_connection(path)
+        except HilError as error:
+            writer.write(json.dumps({"error": describe_error(error)}).encode() + b"\n")
+        except (OSError, TimeoutError, ValueError) as error:
+            log.info("a stream did not come about: %s", error)
+        else:
+            pumps = {
+                asyncio.ensure_future(_pump(reader, inner_writer)),
+                asyncio.ensure_future(_pump(inner_reader, writer)),
+            }
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            inner_writer.close()
+        finally:
+            writer.close()
+
+    def _opened(self, line: bytes) -> Path:
+        asked = json.loads(line)
+        if not isinstance(asked, dict) or self._users.whose(str(asked.get("user_token"))) is None:
+            raise _UNKNOWN
+        return self._sockets(str(asked.get("stream")), str(asked.get("board")))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+
+
+def _hashed(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""A bench on another host: `https://HOST:PORT#FINGERPRINT`.
+
+Its certificate is pinned by the fingerprint; the user's token comes from HIL_BENCH_TOKEN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import re
+import select
+import socket
+import ssl
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from hil.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    from hil import inventory
+
+TOKEN_VARIABLE = "HIL_BENCH_TOKEN"  # noqa: S105  (a variable's name)
+STREAM_PROTOCOL = "hil-stream/1"
+CONNECT_S = 10.0
+CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a bench listens, the certificate it must show, and the token that says who we are."""
+
+    host: str
+    port: int
+    fingerprint: str
+    user_token: str
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """From `https://HOST:PORT#FINGERPRINT` and the environment. Raises UsageError that says what is missing."""
+        parts = urlsplit(url)
+        pinned = re.sub(r"^sha256[:=]|[:\s]", "", parts.fragment.lower())
+        try:
+            port = parts.port
+        except ValueError:
+            port = None
+        if not parts.hostname or port is None or parts.path.strip("/"):
+            raise UsageError(f"{url!r} is no bench's address", hint="https://HOST:PORT#FINGERPRINT")
+        if not re.fullmatch(r"[0-9a-f]{64}", pinned):
+            raise UsageError(
+                f"{url} does not say which certificate the bench has",
+                hint="append # and the fingerprint that `hil bench token add` and `hil bench status` print there",
+            )
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if not token:
+            raise UsageError(
+                f"no user token for {parts.hostname}",
+                hint=f"set {TOKEN_VARIABLE}; `hil bench token add USER` makes one there",
+            )
+        return cls(parts.hostname, port, pinned, token)
+
+    def connect(self, timeout_s: float | None, protocol: str = "http/1.1") -> ssl.SSLSocket:
+        """A connection to that very bench. Raises BenchError when another certificate is shown, OSError otherwise."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # the certificate itself is pinned: no name and no authority is needed
+        context.verify_mode = ssl.CERT_NONE
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols([protocol])
+        raw = socket.create_connection((self.host, self.port), timeout=CONNECT_S if timeout_s is None else timeout_s)
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wrapped = context.wrap_socket(raw, server_hostname=self.host)
+        except BaseException:
+            raw.close()
+            raise
+        shown = hashlib.sha256(wrapped.getpeercert(binary_form=True) or b"").hexdigest()
+        if not hmac.compare_digest(shown, self.fingerprint):
+            wrapped.close()
+            raise BenchError(
+                f"{self} shows another certificate (sha256 {shown})",
+                hint="nothing was told to it; ask the bench's host for its fingerprint: hil bench status",
+            )
+        return wrapped
+
+    def __str__(self) -> str:
+        return f"https://{self.host}:{self.port}"
+
+
+class TlsConnection(http.client.HTTPConnection):
+    """HTTP over a connection whose certificate is pinned."""
+
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        super().__init__(address.host, address.port, timeout=timeout_s)
+        self._address = address
+
+    def connect(self) -> None:
+        self.sock = self._address.connect(self.timeout)
+
+
+def load_remote(url: str) -> inventory.Bench:
+    """The bench behind `url` as its host describes it. Raises UsageError, or BenchError when it does not answer."""
+    from hil.client.http import Http
+    from hil.inventory.bench import Bench, BenchFile
+    from hil.inventory.board_type import BoardType
+
+    address = Address.of(url)
+    connection = Http.remote(address)
+    try:
+        told = connection.get("/v1/bench", timeout_s=CONNECT_S)
+    finally:
+        connection.close()
+    return Bench(
+        path=Path(told["path"]),
+        id=f"{told['id']}-{hashlib.sha256(str(address).encode()).hexdigest()[:8]}",
+        file=BenchFile.model_validate(told["file"]),
+        types={name: BoardType.model_validate(item) for name, item in told["types"].items()},
+        url=url,
+    )
+
+
+class StreamRelay:
+    """A private unix socket here that leads to a stream of the bench: what reads consoles needs to know no TLS."""
+
+    def __init__(self, address: Address, stream: str, board: str) -> None:
+        self._address = address
+        self._asked = {"user_token": address.user_token, "stream": stream, "board": board}
+        self._directory = tempfile.TemporaryDirectory(prefix="hil-")  # 0700
+        self.path = Path(self._directory.name) / f"{stream}.sock"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(os.fspath(self.path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, name=f"hil-relay-{board}", daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._directory.cleanup()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(client,), name="hil-relay", daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        from hil.bench.sockets import describe_error
+
+        with client:
+            try:
+                far = self._address.connect(CONNECT_S, STREAM_PROTOCOL)
+            except BenchError as error:
+                client.sendall(json.dumps({"error": describe_error(error)}).encode() + b"\n")
+                return
+            except OSError:
+                return  # the client sees its connection end
+            with far, contextlib.suppress(OSError):
+                far.sendall(json.dumps(self._asked).encode() + b"\n")
+                _shuttle(client, far)
+
+
+def _shuttle(client: socket.socket, far: ssl.SSLSocket) -> None:
+    """Bytes both ways until one side ends. On one thread: two must not use one TLS connection."""
+    far.setblocking(False)
+    while True:
+        ready = select.select([client, far], [], [])[0]
+        if client in ready:
+            data = client.recv(CHUNK_BYTES)
+            if not data:
+                return
+            _send(far, data)
+        while True:  # more may be decrypted than the socket shows
+            try:
+                data = far.recv(CHUNK_BYTES)
+            except ssl.SSLWantReadError:
+                break
+            if not data:
+                return
+            client.sendall(data)
+
+
+def _send(far: ssl.SSLSocket, data: bytes) -> None:
+    while data:
+        try:
+            data = data[far.send(data) :]
+        except ssl.SSLWantWriteError:
+            select.select([], [far], [])
+        except ssl.SSLWantReadError:
+            select.select([far], [], [])
