@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
 import json
 import os
@@ -32,6 +31,7 @@ from typing import Any, TextIO
 from hil.drivers.broker import die_with_parent
 from hil.drivers.frame_ports import FramePort, open_port
 from hil.drivers.link import DIRECTIONS, LinkCounters
+from hil.drivers.prompt import be_prompt
 from hil.drivers.shaper import Packet, Point, Shaper
 from hil.errors import BenchError, HilError
 from hil.model import Applied, Direction, LinkState
@@ -39,7 +39,6 @@ from hil.model import Applied, Direction, LinkState
 SPIN_S = 150e-6
 """Before a packet is due we do not sleep: the kernel wakes nobody more punctually than this."""
 
-_PR_SET_TIMERSLACK = 29
 _MAX_LINE = 1 << 22
 _LOG_HEADER = "direction,number,bytes,fate,t_in,t_due,t_out\n"
 
@@ -76,6 +75,7 @@ class Relay:
         self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
         self._stopped = False
         self.worst_late_s = 0.0
+        self.scheduling = "ordinary"
 
     def stop(self) -> None:
         """End `run` soon; safe in a signal handler."""
@@ -192,6 +192,7 @@ class Relay:
             "counters": {d: asdict(s.counters()) for d, s in self._shapers.items()},
             "refused_frames": {d: port.dropped for d, port in self._out.items()},
             "worst_late_s": self.worst_late_s,
+            "scheduling": self.scheduling,
         }
 
 
@@ -233,9 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             relay = Relay(ground, board, control, seed=seed, log=log)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: relay.stop())
-            # Wake when asked and not up to 50 us later; do not look through all modules for garbage, either.
-            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-            gc.freeze()
+            relay.scheduling = be_prompt()
+            gc.freeze()  # looking through all modules for garbage takes milliseconds
             print("ready", flush=True)
             relay.run()
     except HilError as error:
@@ -341,6 +341,8 @@ class UserSpaceLink:
         warnings = []
         if (os.cpu_count() or 1) < 2:
             warnings.append("one processor: packets leave late whenever anything else runs")
+        if answer["scheduling"] == "ordinary":
+            warnings.append("no right to real-time scheduling: packets leave late on a busy host (CAP_SYS_NICE)")
         return {
             "backend": "user space",
             "kernel": os.uname().release,
@@ -348,6 +350,7 @@ class UserSpaceLink:
             "pid": answer["pid"],
             "seed": answer["seed"],
             "worst_late_s": answer["worst_late_s"],
+            "scheduling": answer["scheduling"],
             "refused_frames": answer["refused_frames"],
             "warnings": warnings,
         }

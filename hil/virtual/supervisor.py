@@ -380,7 +380,7 @@ def _inner_socket(bench: VirtualBench) -> Path:
     return bench.runtime / "inner.sock"
 
 
-def _payload_socket(bench: VirtualBench, board: str) -> Path | None:
+def payload_socket(bench: VirtualBench, board: str) -> Path | None:
     """Where a board's payload port is plugged in: into the link box, or into the hub when there are several."""
     if not bench.has_link:
         return None
@@ -473,7 +473,7 @@ def _board_config(bench: VirtualBench, wire: BoardWire, master: Path, flash: Pat
         mgmt_port=wire.mgmt_port,
         payload=f"{wire.payload_address}/{bench.payload_prefix}",
         gateway=bench.payload_host,
-        payload_socket=_payload_socket(bench, wire.name),
+        payload_socket=payload_socket(bench, wire.name),
         memory_mib=wire.memory_mib,
         cpus=wire.cpus,
         idle_w=wire.idle_w,
