@@ -266,7 +266,17 @@ class Board:
         if self._console is None:
             path = self.bench.console_socket(self.name)
             guard = None if self.lease is None else self.check
-            self._console = Console(self.name, path, self._token, self.type.boot.death, guard)
+            wire = self.wires.console
+            self._console = Console.served(
+                self.name,
+                path,
+                self._token,
+                self.type.boot.death,
+                guard,
+                pace_bytes=wire.pace_bytes,
+                user=wire.user,
+                password=wire.password,
+            )
         return self._console
 
     @property

@@ -78,7 +78,7 @@ class Search:
         """Stream offset behind the last byte fed."""
         return self._base + len(self._buffer)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         self._buffer += data
         if len(self._buffer) > 2 * self._keep and self._searched > self._keep:
             cut = len(self._buffer) - self._keep
@@ -115,13 +115,17 @@ class Search:
         return self._buffer[max(offset - self._base, 0) :]
 
     def last(self, until: int | None = None) -> str:
-        """The newest bytes for a person: indented lines, control characters escaped."""
-        end = len(self._buffer) if until is None else min(until, len(self._buffer))
-        tail = bytes(self._buffer[max(end - QUOTED_BYTES, 0) : end])
-        if not tail:
-            return "    (nothing at all)"
-        text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in _text(tail).replace("\r", ""))
-        return "\n".join(f"    {line}" for line in text.split("\n"))
+        """The newest bytes, quoted."""
+        return quote(self._buffer if until is None else self._buffer[:until])
+
+
+def quote(data: bytes | bytearray) -> str:
+    """The end of `data` for a person: indented lines, control characters escaped."""
+    tail = bytes(data[-QUOTED_BYTES:])
+    if not tail:
+        return "    (nothing at all)"
+    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in _text(tail).replace("\r", ""))
+    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def _widths(source: bytes) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import os
-import threading
 import time
 import tty
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from console_board import ShellBoard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None
 
 
 def client(tmp_path: Path, token: str | None = None, death: tuple[str, ...] = ()) -> Console:
-    return Console("vb1", tmp_path / "c.sock", lambda: token, death)
+    return Console.served("vb1", tmp_path / "c.sock", lambda: token, death)
 
 
 def run(scenario: Awaitable[None]) -> None:
@@ -170,60 +170,25 @@ def test_since_goes_back_and_says_when_bytes_are_gone(tmp_path: Path) -> None:
     run(scenario())
 
 
-def test_a_command_survives_kernel_messages_in_its_output(tmp_path: Path) -> None:
-    board = Board(tmp_path / "port")
-
-    def shell() -> None:
-        line = b""
-        while not line.endswith(b"\n"):
-            line += os.read(board.master, 1)
-        nonce = line.split(b"'-", 1)[1].split(b"-", 1)[0]
-        board.say(line.replace(b"\n", b"\r\n"))  # the echo
-        board.say(b"[   12.0] usb 1-1: new device\r\nHIL-" + nonce + b"-B\r\nhel")
-        board.say(b"lo\r\n[   12.1] eth0: link up\r\nHIL-" + nonce + b"-E-7\r\n# ")
-
+def test_commands_files_and_the_log_through_the_daemon(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(tmp_path) as console:
-            await until(lambda: console.connected)
-            mine = client(tmp_path, "right")
-            thread = threading.Thread(target=shell)
-            thread.start()
-            done = await asyncio.to_thread(mine.run, "greet", 5)
-            thread.join()
-            assert (done.stdout, done.returncode) == ("hello\n[   12.1] eth0: link up\n", 7)
-            mine.close()
-
-    run(scenario())
-
-
-def test_login_waits_for_the_shell_that_drops_what_was_typed_early(tmp_path: Path) -> None:
-    board = Board(tmp_path / "port")
-
-    def line() -> bytes:
-        data = b""
-        while not data.endswith(b"\n"):
-            data += os.read(board.master, 1)
-        board.say(data.replace(b"\n", b"\r\n"))
-        return data
-
-    def getty() -> None:
-        line()
-        board.say(b"[    3.1] Freed #1 page\r\nvb1 login: ")
-        assert line() == b"root\n"
-        board.say(b"\x1b[?2004hroot@vb1:~# ")
-        command = line()
-        nonce = command.split(b"'-", 1)[1].split(b"-", 1)[0]
-        board.say(b"HIL-" + nonce + b"-B\r\nHIL-" + nonce + b"-E-0\r\n# ")
-
-    async def scenario() -> None:
-        async with serving(tmp_path) as console:
-            await until(lambda: console.connected)
-            mine = client(tmp_path, "right")
-            thread = threading.Thread(target=getty)
-            thread.start()
-            await asyncio.to_thread(mine.login, "root", None, 5)
-            thread.join()
-            mine.close()
+        with ShellBoard(lines_per_s=100) as board:
+            (tmp_path / "port").symlink_to(board.path)
+            async with serving(tmp_path) as console:
+                await until(lambda: console.connected)
+                mine, other = client(tmp_path, "right"), client(tmp_path)
+                await asyncio.to_thread(other.mark)
+                done = await asyncio.to_thread(mine.run, "echo one; exit 3", 10)
+                assert (done.stdout, done.returncode) == ("one\n", 3)
+                await asyncio.to_thread(mine.put, b"data" * 500, str(tmp_path / "file"), 20)
+                assert await asyncio.to_thread(mine.get, str(tmp_path / "file")) == b"data" * 500
+                with pytest.raises(BenchError, match="needs a lease"):
+                    await asyncio.to_thread(other.run, "true")
+                heard = await asyncio.to_thread(other.read_available)
+                assert b"echo one; exit 3" in heard
+                for each in (mine, other):
+                    each.close()
+        assert b"echo one; exit 3" in (tmp_path / "log/vb1.log").read_bytes()
 
     run(scenario())
 
