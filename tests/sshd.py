@@ -1,4 +1,4 @@
-"""An OpenSSH server for tests and benchmarks: on a port of 127.0.0.1, for one made-up user, apart from the host's own.
+"""An OpenSSH server for tests and benchmarks: for one made-up user, apart from the host's own.
 
 It runs in a user namespace whose only user is `board`, so it works for root and for everybody else and no service is
 started. Where the host has no `sshd`, Debian's package is unpacked into the cache once.
@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ USER = "board"
 class Sshd:
     """A running server and what a client needs to log in."""
 
+    address: str
     port: int
     key: Path
     known_hosts: Path
@@ -33,11 +34,11 @@ class Sshd:
 
     @property
     def login(self) -> Login:
-        return Login("127.0.0.1", self.port, USER, self.key, self.known_hosts)
+        return Login(self.address, self.port, USER, self.key, self.known_hosts)
 
     def connect(self, **options: object) -> Shell:
         """A shell there; options as `Shell.connect` takes them."""
-        return Shell.connect("127.0.0.1", self.port, USER, self.key, self.known_hosts, **options)  # type: ignore[arg-type]
+        return Shell.connect(self.address, self.port, USER, self.key, self.known_hosts, **options)  # type: ignore[arg-type]
 
 
 def find() -> Path:
@@ -55,8 +56,13 @@ def find() -> Path:
 
 
 @contextlib.contextmanager
-def serve(directory: Path, extra: str = "") -> Iterator[Sshd]:
-    """Run a server whose keys and log are in `directory`; `extra` are lines of its configuration."""
+def serve(
+    directory: Path, *, address: str = "127.0.0.1", inside: Sequence[str] = (), broker: Path | None = None
+) -> Iterator[Sshd]:
+    """Run a server whose keys and log are in `directory`.
+
+    `inside`: the words that start it in another network namespace, to which `broker` leads.
+    """
     tree = find()
     for name in ("host", "id"):
         if not (directory / name).exists():
@@ -64,14 +70,15 @@ def serve(directory: Path, extra: str = "") -> Iterator[Sshd]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (directory / "passwd").write_text(f"{USER}:x:1000:1000::{directory}:/bin/sh\n")
-    (directory / "sshd_config").write_text(_configuration(tree, directory, port) + extra)
+    (directory / "sshd_config").write_text(_configuration(tree, directory, address, port))
     inner = 'mount --bind "$1" /etc/passwd && shift && exec unshare --map-user=1000 --map-group=1000 "$@"'
     sshd = artefacts.find_tool("sshd") if tree == Path("/") else tree / "usr/sbin/sshd"
     libraries = ":".join(sorted({str(path.parent) for path in tree.glob("usr/lib/*/libwrap.so*")}))
-    found = Sshd(port, directory / "id", directory / "known_hosts", directory / "sshd.log")
+    found = Sshd(address, port, directory / "id", directory / "known_hosts", directory / "sshd.log")
     with found.log.open("wb") as log:
         process = subprocess.Popen(
             [
+                *inside,
                 *("unshare", "-r", "-m", "sh", "-c", inner, "sh", str(directory / "passwd")),
                 *(str(sshd), "-D", "-e", "-f", str(directory / "sshd_config")),
             ],
@@ -84,7 +91,8 @@ def serve(directory: Path, extra: str = "") -> Iterator[Sshd]:
         deadline = time.monotonic() + 20
         while True:
             try:
-                pin(found.known_hosts, "127.0.0.1", port, host_key(found.login, timeout_s=5), replace=True)
+                key = host_key(found.login, broker=broker, timeout_s=5)
+                pin(found.known_hosts, address, port, key, replace=True)
                 break
             except Exception:
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -96,11 +104,11 @@ def serve(directory: Path, extra: str = "") -> Iterator[Sshd]:
         process.wait()
 
 
-def _configuration(tree: Path, directory: Path, port: int) -> str:
+def _configuration(tree: Path, directory: Path, address: str, port: int) -> str:
     helpers = tree / "usr/lib/openssh"
     lines = [
         f"Port {port}",
-        "ListenAddress 127.0.0.1",
+        f"ListenAddress {address}",
         f"HostKey {directory}/host",
         f"AuthorizedKeysFile {directory}/id.pub",
         "PidFile none",

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 CALLS_BEFORE = 2
 _HEADER = struct.Struct(">cI")
 # Frames towards us: `r` ready, `p` process id, `o` stdout, `e` stderr, `x` exit status (negative: a signal).
+# The process id waits 10 ms for something to go with: a short command costs one packet back, not two.
 # What cannot be started is left to `sh`, which knows the proper message and status.
 _SOURCE = """
 import json, os, select, signal, struct, sys
 
-def say(kind, data=b""):
-    rest = memoryview(struct.pack(">cI", kind, len(data)) + data)
+def frame(kind, data=b""):
+    return struct.pack(">cI", kind, len(data)) + data
+
+def say(data):
+    rest = memoryview(data)
     while rest:
         rest = rest[os.write(1, rest):]
 
@@ -34,7 +38,7 @@ def spawn(argv, actions):
     return os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions, setsid=True,
                            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
 
-say(b"r")
+say(frame(b"r"))
 for line in sys.stdin.buffer:
     argv = [word.encode("utf-8", "surrogateescape") for word in json.loads(line)]
     out, err = os.pipe(), os.pipe()
@@ -46,20 +50,25 @@ for line in sys.stdin.buffer:
         pid = spawn([b"/bin/sh", b"-c", b'exec "$@"', b"sh", *argv], actions)
     os.close(out[1])
     os.close(err[1])
-    say(b"p", b"%d" % pid)
+    held = frame(b"p", b"%d" % pid)
     names, poll = {out[0]: b"o", err[0]: b"e"}, select.poll()
     for fd in names:
         poll.register(fd, select.POLLIN)
     while names:
-        for fd, _ in poll.poll():
+        ready = poll.poll(10 if held else None)
+        if not ready:
+            say(held)
+            held = b""
+        for fd, _ in ready:
             data = os.read(fd, 65536)
             if data:
-                say(names[fd], data)
+                say(held + frame(names[fd], data))
+                held = b""
             else:
                 poll.unregister(fd)
                 os.close(fd)
                 del names[fd]
-    say(b"x", b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    say(held + frame(b"x", b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
 """
 
 

@@ -1,0 +1,248 @@
+"""Shells and files over SSH next to labgrid and OpenSSH's `sftp`, against one OpenSSH server in the same run.
+
+Run by `make bench` (four minutes). The peers take turns with us, so that whatever else the host does meets all of them.
+
+- loopback: connect, one command, 64 MiB there and back. `sftp` and labgrid start processes of their own for a copy;
+  what an empty file costs them is taken off, which flatters them.
+- a line of 2 Mbit/s and 300 ms round trip between two network namespaces, made by the user-space link: what share of
+  the line's rate the file's own bytes fill, from the first confirmation to the last, and with opening and closing.
+
+labgrid is looked for here, then in the interpreter that HIL_LABGRID names; without one its columns stay empty.
+`--quick` leaves the slow line out. Exits 1 when a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import emulated_line
+import sshd
+from sshd import Sshd
+
+from hil.drivers.ssh import Download, Shell, Upload, get, put
+from hil.model import LinkState
+
+CONNECT_LIMIT_MS, RUN_LIMIT_MS, FILL_LIMIT = 150.0, 1.5, 0.9
+FILE_MIB, ROUNDS = 64, 5
+CALLS, TURNS = 50, 8
+LINE = LinkState(delay_s=0.15, rate_bps=2e6)
+LINE_MIB = 12
+
+# Commands on standard input, one JSON list a line; answers in seconds.
+LABGRID = """
+import json, logging, sys, time
+from labgrid import Target
+from labgrid.driver import SSHDriver
+from labgrid.resource import NetworkService
+where = json.loads(sys.argv[1])
+def activate():
+    target = Target("bench")
+    NetworkService(target, "service", address=where["address"], port=where["port"], username=where["user"])
+    driver = SSHDriver(target, "ssh", keyfile=where["key"])
+    target.activate(driver)
+    return target, driver
+target, driver = activate()
+for line in sys.stdin:
+    what, *words = json.loads(line)
+    began = time.perf_counter()
+    if what == "connect":
+        target.deactivate(driver)
+        began = time.perf_counter()
+        target, driver = activate()
+    else:
+        getattr(driver, what)(*words)
+    print(json.dumps(time.perf_counter() - began), flush=True)
+"""
+
+
+def p50(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def timed(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def labgrid(server: Sshd) -> Iterator[Callable[..., float] | None]:
+    """A function that lets labgrid do something and says how long it took; None without labgrid."""
+    python = sys.executable if importlib.util.find_spec("labgrid") else os.environ.get("HIL_LABGRID")
+    if python is None:
+        yield None
+        return
+    where = {"address": server.address, "port": server.port, "user": sshd.USER, "key": str(server.key)}
+    process = subprocess.Popen(
+        [python, "-c", LABGRID, json.dumps(where)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def do(*words: str) -> float:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(words) + "\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    try:
+        yield do
+    finally:
+        process.kill()
+        process.wait()
+
+
+def sftp(server: Sshd, line: str) -> float:
+    """Seconds of one `sftp` run with one command."""
+    argv = ["sftp", "-F", "none", "-q", "-b", "-", "-i", str(server.key), "-P", str(server.port)]
+    argv += ["-o", f"UserKnownHostsFile={server.known_hosts}", f"{sshd.USER}@{server.address}"]
+    return timed(lambda: subprocess.run(argv, input=line, text=True, check=True, stdout=subprocess.DEVNULL))
+
+
+def commands(server: Sshd, peer: Callable[..., float] | None) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """What connecting and `run(["true"])` take: ours, then labgrid's."""
+    ours: dict[str, list[float]] = {"connect": [], "run": []}
+    theirs: dict[str, list[float]] = {"connect": [], "run": []}
+    server.connect().close()  # imports are not what is measured
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        with server.connect() as shell:
+            ours["connect"].append(time.perf_counter() - began)
+            settle(shell)
+            ours["run"] += [timed(lambda: shell.run(["true"], 10)) for _ in range(CALLS)]
+        if peer is not None:
+            theirs["connect"].append(peer("connect"))
+            theirs["run"] += [peer("run", "true") for _ in range(CALLS)]
+    return ours, theirs
+
+
+def settle(shell: Shell) -> None:
+    """The first calls of a connection pay for its helper; they are printed apart."""
+    for _ in range(20):
+        shell.run(["true"], 10)
+        time.sleep(0.01)
+
+
+def first_calls(server: Sshd) -> list[float]:
+    """The first five commands of a connection, seconds."""
+    with server.connect() as shell:
+        return [timed(lambda: shell.run(["true"], 10)) for _ in range(5)]
+
+
+def files(server: Sshd, directory: Path, peer: Callable[..., float] | None) -> dict[str, list[float]]:
+    """MiB/s of each way to move the file, a value a round."""
+    source, there, back, empty = (directory / name for name in ("source", "there", "back", "empty"))
+    source.write_bytes(os.urandom(FILE_MIB << 20))
+    empty.write_bytes(b"")
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, seconds: float) -> None:
+        found.setdefault(name, []).append(FILE_MIB / seconds)
+
+    with server.connect() as shell:
+        for _ in range(ROUNDS):
+            there.unlink(missing_ok=True)
+            back.unlink(missing_ok=True)
+            upload = Upload(source, str(there), onboard=None, window_bytes=4 << 20, sync_bytes=1 << 40)
+            note("put  hil, moved", timed(lambda: upload.run(shell, stall_s=30)))  # noqa: B023
+            Path(upload.part).unlink()
+            note("put  hil, synced, hashed, in place", timed(lambda: put(shell, source, str(there))))
+            download = Download(str(there), back)
+            note("get  hil, moved", timed(lambda: download.run(shell, stall_s=30)))  # noqa: B023
+            download.part.unlink()
+            note("get  hil, hashed, in place", timed(lambda: get(shell, str(there), back)))
+            there.unlink()
+            note("put  sftp", sftp(server, f"put {source} {there}") - sftp(server, f"put {empty} {directory / 'e'}"))
+            note("get  sftp", sftp(server, f"get {there} {back}") - sftp(server, f"get {empty} {directory / 'e'}"))
+            if peer is not None:
+                there.unlink()
+                back.unlink()
+                note("put  labgrid", peer("put", str(source), str(there)) - peer("put", str(empty), f"{there}.empty"))
+                note("get  labgrid", peer("get", str(there), str(back)) - peer("get", str(empty), f"{back}.empty"))
+    return found
+
+
+def slow_line(directory: Path) -> dict[str, tuple[float, float]]:
+    """Share of the line's rate: while it flows, and with opening and closing."""
+    source = directory / "slow"
+    source.write_bytes(os.urandom(LINE_MIB << 20))
+    found = {}
+    with (
+        emulated_line.line() as line,
+        sshd.serve(directory, address=emulated_line.BOARD, inside=line.inside, broker=line.ground) as server,
+    ):
+        line.link.apply({"uplink": LINE, "downlink": LINE}, time.monotonic())
+        with server.connect(broker=line.ground, timeout_s=30, sndbuf=256 << 10) as shell:
+            upload = Upload(source, f"{directory}/far", onboard=None)
+            download = Download(f"{directory}/far.part", directory / "near")
+            for name, transfer in (("put", upload), ("get", download)):
+                seen: list[tuple[float, int]] = []
+                attempt = transfer.run(
+                    shell,
+                    stall_s=30,
+                    on_progress=lambda offset: seen.append((time.monotonic(), offset)),  # noqa: B023
+                )
+                (t0, first), (t1, last) = seen[0], seen[-1]
+                flowing, whole = (last - first) / (t1 - t0), attempt.offset / attempt.duration_s
+                found[name] = (flowing * 8 / LINE.rate_bps, whole * 8 / LINE.rate_bps)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="without the slow line")
+    options = parser.parse_args()
+    missed = []
+    with tempfile.TemporaryDirectory(prefix="hil-") as scratch:
+        directory = Path(scratch)
+        with sshd.serve(directory) as server:
+            print(f"SSH on loopback, p50, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+            with labgrid(server) as peer:
+                ours, theirs = commands(server, peer)
+                for what, limit_ms in (("connect", CONNECT_LIMIT_MS), ("run", RUN_LIMIT_MS)):
+                    mine = p50(ours[what]) * 1e3
+                    his = f"labgrid {p50(theirs[what]) * 1e3:.2f} ms" if theirs[what] else "labgrid is not here"
+                    print(f"  {what:8} {mine:8.2f} ms   {his}   (limit {limit_ms:g} ms)")
+                    if mine > limit_ms:
+                        missed.append(f"{what} takes {mine:.2f} ms, the limit is {limit_ms:g} ms")
+                early = ", ".join(f"{seconds * 1e3:.1f}" for seconds in first_calls(server))
+                print(f"  the first commands of a connection, before its helper is up: {early} ms")
+                speeds = files(server, directory, peer)
+        print(f"{FILE_MIB} MiB on loopback, MiB/s, p50 of {ROUNDS}")
+        for name, values in sorted(speeds.items()):
+            print(f"  {name:36} {p50(values):7.1f}")
+        for way in ("put", "get"):
+            mine, his = p50(speeds[f"{way}  hil, moved"]), p50(speeds[f"{way}  sftp"])
+            if mine < his:
+                missed.append(f"{way}: {mine:.1f} MiB/s, sftp has {his:.1f}")
+        if not options.quick:
+            print(f"{LINE_MIB} MiB over 2 Mbit/s, 300 ms (user-space link, two namespaces): share of the rate")
+            for name, (flowing, whole) in slow_line(directory).items():
+                print(
+                    f"  {name}  {flowing:6.1%} flowing, {whole:6.1%} with opening and closing (limit {FILL_LIMIT:.0%})"
+                )
+                if flowing < FILL_LIMIT:
+                    missed.append(f"{name} fills {flowing:.1%} of the line")
+    for text in missed:
+        print(text)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
