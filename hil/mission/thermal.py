@@ -26,6 +26,7 @@ EARTH_IR_W_M2 = 237.0
 ZERO_C_K = 273.15
 _SHARE_OF_TIME_CONSTANT = 0.1
 _RISE = 0.1  # of its temperature, or of the least below, a radiating node may warm in one sub-step
+_SETTLED_S, _SETTLED_K = 600.0, 1e-6
 _LEAST_K = 100.0
 
 
@@ -349,13 +350,18 @@ def burst_forecast(
     model = ThermalModel(config)
 
     def until(wanted: bool, watts: float) -> float | None:
-        passed_s = 0.0
-        while model.state.may_run is not wanted:
-            if passed_s >= limit_s:
-                return None
-            model.step(step_s, watts, sunlit, albedo)
-            passed_s += step_s
-        return passed_s
+        look = max(round(_SETTLED_S / step_s), 1)
+        state = before = model.state
+        for count in range(math.ceil(limit_s / step_s) + 1):
+            if state.may_run is wanted:
+                return count * step_s
+            if count % look == 0 and count:
+                moved_k = max(abs(state.nodes[name] - before.nodes[name]) for name in state.nodes)
+                if moved_k < _SETTLED_K:  # nothing changes any more
+                    return None
+                before = state
+            state = model.step(step_s, watts, sunlit, albedo)
+        return None
 
     run_s = until(False, run_w)
     return Burst(run_s, None if run_s is None else until(True, idle_w), model.state)
