@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 
 from hil.bench.consoles import Console
 from hil.bench.controls import Controls
+from hil.bench.crosscheck import CrossCheck
 from hil.bench.cutpoint import ArmedCut, CutPoint
 from hil.bench.exporter import BoardMetrics, FlightMetrics, LinkMetrics, per_phase
 from hil.bench.journal import utc_text
 from hil.bench.levels import Layers
+from hil.bench.pacing import Pacing
 from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import Heartbeat, PowerLoop, PowerSample
@@ -48,6 +50,8 @@ class Channel:
     nominal: Setpoint
     layers: Layers = NO_LAYERS
     main: bool = True
+    pacing: Pacing | None = None
+    meter: CrossCheck | None = None
 
 
 class BoardOwner:
@@ -384,6 +388,8 @@ class BoardOwner:
             on_event=self._event,
             on_cut=self._cut,
             layers=channel.layers,
+            pacing=channel.pacing,
+            meter=channel.meter,
         )
         task = asyncio.get_running_loop().create_task(loop.run(), name=f"power-{self.name}-{index}")
         task.add_done_callback(self._loop_ended)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from hil.drivers.meters import BoardMeter, Comparison, find_rail
 from hil.drivers.scpi import Supply
-from hil.errors import HilError
+from hil.errors import HilError, UsageError
+from hil.inventory.bench import MeterWire, SshWire
 from hil.model import Reading
 
 if TYPE_CHECKING:
@@ -95,6 +96,28 @@ class CrossCheck:
         if lasted_s < bounds.hold_s:
             return None
         return Disagreement(compared.finding, compared.supply_w, compared.board_w, lasted_s)
+
+
+def cross_check(wire: MeterWire, supply: Supply | None, mgmt: SshWire | None) -> CrossCheck:
+    """The second meter that a bench file names: a channel of `supply`, or a rail of the board behind `mgmt`."""
+    bounds = MeterBounds(wire.overhead_max, wire.share, wire.offset_w, wire.hold_s, wire.every_s)
+    if supply is not None and wire.channel is not None:
+        return CrossCheck(f"channel {wire.channel} of {wire.supply}", other_channel(supply, wire.channel), bounds)
+    if mgmt is None:
+        raise UsageError(
+            "a meter that is a rail of the board is read over `mgmt`", hint="add `mgmt:` to the bench file"
+        )
+    rail = RailOfBoard(lambda: _connect(mgmt), wire.rail or "")
+    return CrossCheck(f"rail {wire.rail}", rail.read, bounds)
+
+
+def _connect(mgmt: SshWire) -> Shell:
+    from hil.drivers.ssh import Login, Shell  # paramiko, only where it is needed
+
+    jump = [Login(hop.address, hop.port, hop.user, hop.key, hop.known_hosts) for hop in mgmt.jump]
+    return Shell.connect(
+        mgmt.address, mgmt.port, mgmt.user, mgmt.key, mgmt.known_hosts, jump=jump, timeout_s=READ_S, python=None
+    )
 
 
 def other_channel(supply: Supply, channel: int) -> Read:

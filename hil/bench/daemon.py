@@ -30,6 +30,7 @@ from hil.bench import leases as lease_module
 from hil.bench.board import BoardOwner, Channel
 from hil.bench.console_reader import PortReader
 from hil.bench.consoles import Console
+from hil.bench.crosscheck import CrossCheck, cross_check
 from hil.bench.cutpoint import ArmedCut, CutPoint
 from hil.bench.deadman import ArmedOutput, Deadman
 from hil.bench.doctor import examine
@@ -40,6 +41,7 @@ from hil.bench.lease_desk import LeaseDesk, Request, Waiter
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
 from hil.bench.levels import CutTimes, Layers, SupplyWatchdog
 from hil.bench.links import link_driver
+from hil.bench.pacing import Pacing
 from hil.bench.player import LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import PowerSample
@@ -163,6 +165,7 @@ class Daemon:
             lambda: Deadman(self._intents.path, log=self.state_dir / "deadman.log"), self._until_all_off
         )
         self._supplies = {name: ScpiSupply(wire.dialect, wire.address) for name, wire in bench.file.supplies.items()}
+        self._pacing = Pacing()
         self._watchdogs = {
             name: SupplyWatchdog(self._supplies[name], wire.watchdog_s) for name, wire in bench.file.supplies.items()
         }
@@ -419,7 +422,15 @@ class Daemon:
             nominal=Setpoint(limits.voltage_nominal_v, limits.current_max_a),
             layers=Layers(outlet, self._watchdogs[wire.supply], supply.accept_level),
             main=wire.rail is None,
+            pacing=self._pacing,
+            meter=self._make_meter(board) if wire.rail is None else None,
         )
+
+    def _make_meter(self, board: str) -> CrossCheck | None:
+        wires = self.bench.file.boards[board]
+        if wires.meter is None:
+            return None
+        return cross_check(wires.meter, self._supplies.get(wires.meter.supply or ""), wires.mgmt)
 
     def _flight_of(self, board: BoardOwner) -> FlightControl | None:
         flight = self.flight

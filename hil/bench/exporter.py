@@ -58,6 +58,7 @@ class FlightMetrics:
     soc: float | None
     bus_voltage_v: float | None
     thermal: ThermalState | None = None
+    invalid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +264,9 @@ def _flight_families(boards: tuple[BoardMetrics, ...]) -> Iterator[Metric]:
     yield gauge("hil_bus_voltage_volts", "Modelled voltage of the satellite's bus.", lambda f: f.bus_voltage_v)
     yield gauge("hil_mission_time_seconds", "Seconds since the mission's start.", lambda f: f.mission_time_s)
     yield gauge("hil_mission_clock_rate", "Mission seconds a wall second.", lambda f: f.clock_rate)
+    yield gauge(
+        "hil_flight_invalid_reasons", "Reasons for which the flight's record is invalid.", lambda f: float(f.invalid)
+    )
     warm = [(board, flight.thermal) for board, flight in flying if flight.thermal is not None]
     yield _gauge(
         "hil_thermal_node_celsius",

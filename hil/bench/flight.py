@@ -25,8 +25,8 @@ from hil.bench.exporter import FlightMetrics, phase_of
 from hil.bench.heat import FlightHeat
 from hil.bench.journal import Journal, utc_text
 from hil.bench.player import EdgeLike, Played, Player
+from hil.bench.powerloop import Bounds, PowerLoop, PowerSample
 from hil.bench.powerloop import Flight as PowerFlight
-from hil.bench.powerloop import PowerLoop, PowerSample
 from hil.bench.recorder import Recorder, Value
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
@@ -44,6 +44,7 @@ NEAR_SHED_V = 0.3
 MODEL_STEP_S = 10.0
 NEXT_EDGES = 6
 SETTLED_S = 30.0
+LEDGER_S = 1.0  # a flight that is killed leaves its ledger up to here
 # Told by the power loop; the measurement is then no longer that of the mission that was asked for.
 INVALIDATING = frozenset({"run_invalid", "tripped", "envelope_breach"})
 
@@ -80,6 +81,7 @@ class FlightControl:
         self._events = asyncio.get_running_loop()
         self._clock_lock = asyncio.Lock()
         self._ending: asyncio.Task[dict[str, Any]] | None = None
+        self._ledger_at_s = -math.inf
         self.clock = MissionClock(start_s, monotonic())
         self._near_shed_v = max(
             (
@@ -138,6 +140,8 @@ class FlightControl:
                 current_limit_a=self.board.type.supply.current_max_a,
                 planned_w=power.board_full_w or self.board.type.power.inference_w,
                 shed=power.shed,
+                array_direct=power.eps.direct is not None,
+                bounds=self._bounds(),
             )
         )
         self._loop, self._eps = loop, eps
@@ -157,6 +161,15 @@ class FlightControl:
             soc=eps.state.soc,
             period_s=loop.period_s,
         )
+
+    def _bounds(self) -> Bounds:
+        """The mission's; and a load that is to be shed after so long must be looked at twice within that time."""
+        plan = self.mission.file.power
+        if plan is None:
+            return Bounds()
+        hold_s = plan.shed.hold_s
+        period_s = min(plan.loop.period_s, hold_s / 2) if hold_s else plan.loop.period_s
+        return Bounds(period_s, plan.loop.lateness_s, plan.loop.gap_s)
 
     async def end(self, why: str) -> dict[str, Any]:
         """Load off and verified, link cleared, record closed; idempotent. Raises what made it incomplete."""
@@ -260,6 +273,8 @@ class FlightControl:
         else:
             self._watts.clear()  # what it drew before it was switched off says nothing about now
         self._put("power", sample.row())
+        if sample.t_mono - self._ledger_at_s >= LEDGER_S:
+            self._put_ledger(sample.t_mono)
         if self._heat is not None and self.state == "running":
             self._heat.sampled(sample)
         shed = self.timeline.environment.power and self.timeline.environment.power.shed
@@ -398,7 +413,7 @@ class FlightControl:
             return None
         state = self._eps.state
         heat = None if self._heat is None else self._heat.state
-        return FlightMetrics(self._now_s(), self.clock.rate, state.soc, state.bus_voltage_v, heat)
+        return FlightMetrics(self._now_s(), self.clock.rate, state.soc, state.bus_voltage_v, heat, len(self.invalid))
 
     def describe(self) -> dict[str, Any]:
         """The answer to GET /v1/flight."""
@@ -469,6 +484,7 @@ class FlightControl:
                 self.invalidate(error.message)
         if self._loop is not None:
             self._loop.detach()
+        self._put_ledger(self._monotonic())
         self._write(
             "flight_ended",
             why=why,
@@ -476,6 +492,7 @@ class FlightControl:
             tokens=self.tokens,
             upload_bytes=self._upload_bytes,
             ledger=None if self._eps is None else asdict(self._eps.ledger),
+            power_ledger=None if self._loop is None else asdict(self._loop.ledger),
             heat_ledger=None if self._heat is None else self._heat.ledger._asdict(),
         )
         self.state = "ended"
@@ -555,6 +572,17 @@ class FlightControl:
             "undervoltage_lockout_v": f"{self.board.type.supply.undervoltage_lockout_v:g}",
             "phases": ",".join(exporter.PHASES),
         }
+
+    def _put_ledger(self, now_s: float) -> None:
+        """Where the energy has gone since the flight began: the modelled satellite's, and what was measured."""
+        self._ledger_at_s = now_s
+        if self._eps is None or self._loop is None:
+            return
+        measured = self._loop.ledger
+        stamp = {"t_mono": now_s, "t_mission": self.clock.mission_s(now_s), "rate": self.clock.rate}
+        told = {name: getattr(measured, name) for name in ("metered_j", "gap_j", "metered_mission_j", "fed_j")}
+        row = {**stamp, "board": self.board.name, **asdict(self._eps.ledger), **told, "assumed_j": measured.assumed_j}
+        self._put("ledger", row)
 
     def _put(self, table: str, row: Mapping[str, Value]) -> None:
         with contextlib.suppress(BenchError):  # told once through `on_error`: the flight has failed by then

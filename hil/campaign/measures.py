@@ -359,6 +359,40 @@ def _overruns(record: Record) -> Measured:
     return counted(record.of("overrun"), "setpoints that came too late")
 
 
+def _power_ledger(record: Record) -> dict[str, float]:
+    ledger = events_of(record, "flight_ended")[-1].get("power_ledger")
+    if not isinstance(ledger, dict):
+        raise NoEvidence("the flight's end holds no ledger of the power loop")
+    return ledger
+
+
+def _gap_share(record: Record) -> Measured:
+    ledger = _power_ledger(record)
+    metered = float(ledger["metered_j"])
+    if metered <= 0:
+        raise NoEvidence("the board drew nothing")
+    found = (
+        f"{float(ledger['gap_j']):.1f} of {metered:.1f} J (wall), longest gap {float(ledger['longest_gap_s']):.2f} s"
+    )
+    return Measured(float(ledger["gap_j"]) / metered, found)
+
+
+def _fed_residual(record: Record) -> Measured:
+    ledger = _power_ledger(record)
+    metered, fed = float(ledger["metered_mission_j"]), float(ledger["fed_j"])
+    if metered <= 0:
+        raise NoEvidence("the board drew nothing")
+    skipped = f", {float(ledger['assumed_j']):.0f} J assumed in skips" if ledger["assumed_j"] else ""
+    return Measured(abs(fed - metered) / metered, f"{fed:.0f} J fed, {metered:.0f} J metered (mission){skipped}")
+
+
+def _compared(record: Record) -> Measured:
+    ledger = _power_ledger(record)
+    if not ledger["meter"]:
+        raise NoEvidence("the bench has no second meter for this board")
+    return Measured(float(ledger["compared"]), f"readings of {ledger['meter']} beside the supply's own")
+
+
 def _steps_finished(record: Record) -> Measured:
     started = events_of(record, "step_started")
     good = {event["index"] for event in record.of("step_finished") if event["ok"] is True}
@@ -499,6 +533,19 @@ _ALL: tuple[Measure, ...] = (
         "What the satellite's energy ledger does not account for, over what the array generated.",
         _ledger,
     ),
+    Measure(
+        "energy.gap_share",
+        "1",
+        "Share of the board's energy between samples too far apart: drawn straight between them, not measured.",
+        _gap_share,
+    ),
+    Measure(
+        "energy.fed_residual_share",
+        "1",
+        "What the battery model was fed for the board differs by this share from what was metered, skips left out.",
+        _fed_residual,
+    ),
+    Measure("energy.meter_comparisons", "readings", "Readings of the second meter that were compared.", _compared),
     Measure(
         "energy.j_per_token",
         "J/token",

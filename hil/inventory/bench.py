@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from hil import paths
 from hil.errors import UsageError
@@ -147,6 +147,29 @@ OnLeaseEnd = Annotated[
 ]
 
 
+class MeterWire(Strict):
+    """A second meter for a board: its own sensor (`rail`, read over `mgmt`), or a supply's channel that only measures.
+
+    Beyond the bounds for `hold_s` a flight's record is invalid. `overhead_max`: the share of the supply's watts that
+    may be lost before this meter; `share` and `offset_w`: what both may be wrong by.
+    """
+
+    rail: str | None = Field(default=None, min_length=1, description="label of the board's sensor, say VDD_IN")
+    supply: Name | None = None
+    channel: int | None = Field(default=None, ge=1)
+    overhead_max: float = Field(default=0.35, ge=0, le=1)
+    share: float = Field(default=0.03, ge=0, le=1)
+    offset_w: float = Field(default=0.2, ge=0)
+    hold_s: float = Field(default=3.0, ge=0)
+    every_s: float = Field(default=1.0, ge=0.1)
+
+    @model_validator(mode="after")
+    def _one(self) -> MeterWire:
+        if (self.rail is None) == (self.supply is None) or (self.supply is None) != (self.channel is None):
+            raise ValueError("a meter is a `rail` of the board, or a `supply` with its `channel`")
+        return self
+
+
 class BenchBoard(Strict):
     """One board on the bench."""
 
@@ -160,6 +183,7 @@ class BenchBoard(Strict):
     console: ConsoleWire | None = None
     payload: PayloadWire | None = None
     mgmt: SshWire | None = None
+    meter: MeterWire | None = None
     features: tuple[Name, ...] = Field(
         default=(), description="what this bench adds: thermal-chamber, isl, object-store"
     )
@@ -311,10 +335,29 @@ def load_bench(path: Path) -> Bench:
             if wire.rail is not None:
                 known = list(types[board.type].rails)
                 _known(path, lines, (*where, "power", index), "rail", wire.rail, known)
+        if board.meter is not None:
+            _meter(path, lines, file, (*where, "meter"), board)
         if board.payload is not None:
             _known(path, lines, (*where, "payload", "link"), "link", board.payload.link, list(file.links))
     _one_board_a_channel(path, lines, file)
     return Bench(path=path.resolve(), id=identity, file=file, types=types)
+
+
+def _meter(path: Path, lines: dict[Location, int], file: BenchFile, where: Location, board: BenchBoard) -> None:
+    """A second meter must be reachable, and measure without feeding anybody."""
+    meter = board.meter
+    if meter is None:
+        return
+    if meter.rail is not None and board.mgmt is None:
+        raise UsageError(f"{path}:{lines[where]}: the meter's rail is read over `mgmt`, which this board has not")
+    if meter.supply is not None:
+        _known(path, lines, where, "supply", meter.supply, list(file.supplies))
+    for name, other in file.boards.items():
+        if any((wire.supply, wire.channel) == (meter.supply, meter.channel) for wire in other.power):
+            raise UsageError(
+                f"{path}:{lines[where]}: channel {meter.channel} of supply {meter.supply} feeds board {name}: a meter "
+                "that compares a channel with itself finds nothing",
+            )
 
 
 def _one_board_a_channel(path: Path, lines: dict[Location, int], file: BenchFile) -> None:

@@ -155,6 +155,18 @@ class Shed(Strict):
         return self
 
 
+class LoopBounds(Strict):
+    """What the power loop must keep to while the mission is flown, wall seconds; beyond it the run is invalid.
+
+    `period_s`: the slowest loop; a supply that cannot do it is refused before the flight. `lateness_s`: of a set point
+    after its schedule. `gap_s`: between two measurements of an output that is on.
+    """
+
+    period_s: Positive = 1.0
+    lateness_s: Positive = 1.0
+    gap_s: Positive = 1.0
+
+
 class PowerPlan(Strict):
     """The satellite's electrical power system. `platform_w` is everything but the board, modelled."""
 
@@ -163,6 +175,7 @@ class PowerPlan(Strict):
     battery: Battery
     bus: Bus = Bus()
     shed: Shed
+    loop: LoopBounds = LoopBounds()
 
     @model_validator(mode="after")
     def _fits(self) -> PowerPlan:

@@ -1,5 +1,6 @@
 """Benches, board types and missions as files: what a wrong file is told."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,31 @@ def test_a_missing_wire_is_named(tmp_path: Path, bench_text: str) -> None:
 def test_two_boards_on_one_channel_are_refused(tmp_path: Path, bench_text: str) -> None:
     block = "  vb2:\n    type: virtual-arm64\n    power: [{supply: psu1, channel: 1}]\n\nvirtual:"
     with pytest.raises(UsageError, match="channel 1 of supply psu1 already feeds board vb1"):
+        _load(tmp_path, bench_text.replace("\nvirtual:", block, 1))
+
+
+@pytest.mark.parametrize(
+    ("meter", "problem"),
+    [
+        ("{}", "a meter is a `rail` of the board, or a `supply` with its `channel`"),
+        ("{rail: VDD_IN, supply: psu1, channel: 2}", "a meter is a `rail`"),
+        ("{supply: psu1}", "a meter is a `rail`"),
+        ("{supply: psu9, channel: 2}", "no supply 'psu9' on this bench"),
+        ("{supply: psu1, channel: 1}", "channel 1 of supply psu1 feeds board vb1"),
+    ],
+)
+def test_a_meter_that_cannot_compare_is_refused(tmp_path: Path, bench_text: str, meter: str, problem: str) -> None:
+    wired = "    power: [{supply: psu1, channel: 1}]\n"
+    assert _load(tmp_path, bench_text.replace(wired, f"{wired}    meter: {{supply: psu1, channel: 2}}\n"))
+    assert _load(tmp_path, bench_text.replace(wired, f"{wired}    meter: {{rail: VDD_IN}}\n"))
+    with pytest.raises(UsageError, match=problem) as caught:
+        _load(tmp_path, bench_text.replace(wired, f"{wired}    meter: {meter}\n"))
+    assert re.search(r"bench\.yaml:\d+", str(caught.value))
+
+
+def test_a_rail_needs_a_way_to_the_board(tmp_path: Path, bench_text: str) -> None:
+    block = "  vb2:\n    type: virtual-arm64\n    power: [{supply: psu1, channel: 2}]\n    meter: {rail: A}\n\nvirtual:"
+    with pytest.raises(UsageError, match="read over `mgmt`, which this board has not"):
         _load(tmp_path, bench_text.replace("\nvirtual:", block, 1))
 
 

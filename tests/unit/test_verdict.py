@@ -503,3 +503,11 @@ def test_admissions_and_how_long_queries_took(run: Path) -> None:
     assert p95 == measures.MEASURES["query.duration_s.max"].of(record.read(run)).value
     longest = max(len(event["answer"].encode()) for event in record.read(run).of("query"))
     assert measures.MEASURES["query.answer_bytes.max"].of(record.read(run)).value == longest
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [("energy.gap_share", 0.015), ("energy.fed_residual_share", 0.01), ("energy.meter_comparisons", 61.0)],
+)
+def test_measures_of_the_power_ledger(run: Path, measure: str, value: float) -> None:
+    assert measures.MEASURES[measure].of(record.read(run)).value == pytest.approx(value)
