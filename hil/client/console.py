@@ -19,7 +19,7 @@ from hil.client import console_frames as frames
 from hil.client.console_line import DaemonLine, Line, PortLine
 from hil.client.expect import Match, Pattern, Search, quote
 from hil.drivers.serial_port import LineSettings, open_port
-from hil.errors import BoardError, UsageError
+from hil.errors import BenchError, BoardError, UsageError
 from hil.model import Completed
 
 __all__ = ["Console", "Match", "Unheard"]
@@ -69,7 +69,7 @@ class Console:
         self.board = board
         self.user, self.password = user, password
         self._line = line
-        self._asks = guard or (lambda: None)
+        self._asked = guard or (lambda: None)
         self._agreed_s = -GUARD_S
         self._death = tuple(death)
         self._pace = pace_bytes
@@ -443,10 +443,13 @@ class Console:
 
     # ------------------------------------------------------------------------------------------------- its means
     def _guard(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._agreed_s >= GUARD_S:
+        if time.monotonic() - self._agreed_s >= GUARD_S:
             self._asks()
-            self._agreed_s = time.monotonic()
+
+    def _asks(self) -> None:
+        self._agreed_s = -GUARD_S  # unless it agrees
+        self._asked()
+        self._agreed_s = time.monotonic()
 
     def _search(self, pattern: str, death: Iterable[str], keep: int = 1 << 20) -> Search:
         self._connect()
@@ -469,7 +472,7 @@ class Console:
                     behind = match.offset
                     return match
                 left_s = deadline - time.monotonic()
-                data = self._line.receive(min(left_s, WATCH_S)) if left_s > 0 else b""
+                data = self._heard(min(left_s, WATCH_S)) if left_s > 0 else b""
                 if data:
                     self._stream_end += len(data)
                     search.feed(data)
@@ -515,8 +518,15 @@ class Console:
         self._stream_end = offset + len(rest)
         self._shell_ready = False
 
+    def _heard(self, timeout_s: float) -> bytes:
+        try:
+            return self._line.receive(timeout_s)
+        except BenchError:
+            self._asks()  # it may know why the stream ended
+            raise
+
     def _receive(self, timeout_s: float) -> bytes:
-        data = self._line.receive(timeout_s)
+        data = self._heard(timeout_s)
         self._held += data
         self._stream_end += len(data)
         if len(self._held) > 2 * HELD_BYTES:

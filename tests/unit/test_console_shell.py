@@ -141,6 +141,18 @@ def test_nothing_is_wrong_while_the_kernel_logs(argv: tuple[str, ...], tmp_path:
         console.close()
 
 
+@pytest.mark.soak
+def test_a_thousand_commands_under_200_kernel_lines_a_second() -> None:
+    with ShellBoard(lines_per_s=200, seed=7) as board:
+        console = Console.on_port(board.path)
+        for number in range(1000):
+            done = console.run(f"echo a{number}; seq {number % 50}; exit {number % 256}")
+            wanted = f"a{number}\n" + "".join(f"{n}\n" for n in range(1, number % 50 + 1))
+            assert (done.stdout, done.returncode) == (wanted, number % 256)
+        assert board.inside > 200
+        console.close()
+
+
 def test_a_uart_that_drops_bytes_never_makes_a_wrong_command(tmp_path: Path) -> None:
     with ShellBoard(drop=0.004) as board:
         console = Console.on_port(board.path, pace_bytes=16)
