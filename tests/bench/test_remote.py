@@ -328,3 +328,49 @@ def test_who_waits_is_told_when_the_daemon_is_killed_and_who_holds_goes_on(lab: 
         assert [held["lease"] for held in again.leases()] == [lease.id]
         assert again.waiting() == []
     lease.release()
+
+
+TESTS_OF_A_LAB = """
+import os, pytest, time
+
+def driven(board):
+    # Whoever else drove this board at the same time would have the file.
+    mark = os.open(os.path.join(os.environ["MARKS"], board.name), os.O_CREAT | os.O_EXCL)
+    board.power.on()
+    time.sleep(0.2)
+    assert board.power.read().output_on
+    os.close(mark)
+    os.unlink(os.path.join(os.environ["MARKS"], board.name))
+    print(os.environ["PYTEST_XDIST_WORKER"], board.name)
+
+@pytest.mark.parametrize("n", range(4))
+def test_one(board, n):
+    driven(board)
+
+@pytest.mark.board(name="b2")
+@pytest.mark.board(name="b1")
+def test_both(boards):
+    assert [board.name for board in boards] == ["b2", "b1"]
+    for board in boards:
+        driven(board)
+"""
+
+
+def test_pytest_workers_share_the_boards(lab: Lab, tmp_path: Path) -> None:
+    changed(lab, "on_lease_end: hold", 'on_lease_end: "off"')
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "lab/test_lab.py").write_text(TESTS_OF_A_LAB)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "-q", "-rP", "-p", "no:cacheprovider", f"--bench={lab.path}", "."],
+        cwd=tmp_path / "lab",
+        env={**os.environ, "MARKS": str(tmp_path / "marks")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "5 passed" in done.stdout, done.stdout + done.stderr
+    used = {tuple(line.split()) for line in done.stdout.splitlines() if line.startswith("gw")}
+    assert {board for _, board in used} == {"b1", "b2"}
+    assert len({worker for worker, _ in used}) > 1
+    assert not lab.supply.is_on(1)

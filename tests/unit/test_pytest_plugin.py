@@ -27,6 +27,7 @@ from hil.inventory import load_bench
 from pathlib import Path
 
 busy = set()
+asked = []
 
 class FakeBench:
     def __init__(self, inventory):
@@ -36,13 +37,15 @@ class FakeBench:
     def _leased(self, names):
         yield SimpleNamespace(boards=tuple(names))
 
-    def lease(self, names, wait_s=0.0):
-        if busy & set(names) and not wait_s:
-            raise BenchError("leased by another")
-        return self._leased(names)
+    def lease(self, any_of, wait_s, priority, reason):
+        asked.append({"any_of": any_of, "wait_s": wait_s, "priority": priority, "reason": reason})
+        for names in any_of:
+            if not busy & set(names):
+                return self._leased(sorted(names))
+        raise BenchError("leased by another")
 
     def board(self, name, lease):
-        assert lease.boards == (name,)
+        assert name in lease.boards
         return SimpleNamespace(name=name)
 
 @pytest.fixture(scope="session")
@@ -58,7 +61,7 @@ supplies:
   psu1: {{driver: scpi, dialect: rigol-dp800, address: "tcp://127.0.0.1:1"}}
 boards:
   jetson: {{type: jetson-orin-nano, power: [{{supply: psu1, channel: 1}}]}}
-  virtual: {{type: virtual-arm64, power: [{{supply: psu1, channel: 2}}]}}
+  virtual: {{type: virtual-arm64, power: [{{supply: psu1, channel: 2}}], features: [isl]}}
 """
 
 
@@ -156,6 +159,8 @@ def two_kinds(pytester: pytest.Pytester) -> Path:
         ("@pytest.mark.board(type='virtual-arm64')", "virtual"),
         ("@pytest.mark.board(type='jetson-orin-nano')", "jetson"),
         ("@pytest.mark.board(arch='aarch64', features=['u-boot'])", "virtual"),
+        ("@pytest.mark.board(features=['isl'])", "virtual"),
+        ("@pytest.mark.board(name='virtual')", "virtual"),
     ],
 )
 def test_the_mark_chooses_the_board(pytester: pytest.Pytester, mark: str, name: str) -> None:
@@ -172,10 +177,55 @@ def test_a_board_that_is_taken_leaves_the_next_that_fits(pytester: pytest.Pytest
     pytester.runpytest(*OURS, f"--bench={bench}").assert_outcomes(passed=1)
 
 
+def test_the_closest_mark_counts(pytester: pytest.Pytester) -> None:
+    bench = two_kinds(pytester)
+    pytester.makepyfile("""
+        import pytest
+        pytestmark = pytest.mark.board(type="jetson-orin-nano")
+        def test_module(board): assert board.name == "jetson"
+        @pytest.mark.board(type="virtual-arm64")
+        def test_function(board): assert board.name == "virtual"
+    """)
+    pytester.runpytest(*OURS, f"--bench={bench}").assert_outcomes(passed=2)
+
+
+def test_several_boards_come_at_once_each_as_its_mark_says(pytester: pytest.Pytester) -> None:
+    bench = two_kinds(pytester)
+    pytester.makepyfile("""
+        import conftest, pytest
+        names = lambda boards: [board.name for board in boards]
+        def test_one(boards): assert names(boards) == ["jetson"]
+        @pytest.mark.board()
+        @pytest.mark.board(type="jetson-orin-nano")
+        def test_any_and_jetson(boards):
+            assert names(boards) == ["virtual", "jetson"]
+            assert conftest.asked[-1]["any_of"] == [("virtual", "jetson")]
+            assert conftest.asked[-1]["wait_s"] == 7 and conftest.asked[-1]["priority"] == 3
+            assert conftest.asked[-1]["reason"].endswith("::test_any_and_jetson")
+        @pytest.mark.board()
+        @pytest.mark.board()
+        @pytest.mark.board()
+        def test_three(boards): pass
+        @pytest.mark.board()
+        @pytest.mark.board()
+        def test_two_in_one(board): pass
+    """)
+    result = pytester.runpytest(*OURS, f"--bench={bench}", "--lease-wait-s=7", "--lease-priority=3", "--junitxml=j.xml")
+    result.assert_outcomes(passed=2, errors=2)
+    result.stdout.fnmatch_lines(["*needs 3 boards at once; bench two has not so many*", "*use the fixture `boards`*"])
+    assert '<property name="hil_boards" value="virtual,jetson" />' in (pytester.path / "j.xml").read_text()
+
+
 def test_the_option_names_the_board(pytester: pytest.Pytester) -> None:
     bench = two_kinds(pytester)
     pytester.makepyfile("def test_it(board): assert board.name == 'virtual'")
     pytester.runpytest(*OURS, f"--bench={bench}", "--board", "virtual").assert_outcomes(passed=1)
+    both = ("--board", "jetson", "--board", "virtual")
+    two = "import pytest\n@pytest.mark.board()\n@pytest.mark.board()\ndef test_it(boards): pass"
+    pytester.makepyfile(test_both=two)
+    pytester.runpytest(*OURS, f"--bench={bench}", *both, "test_both.py").assert_outcomes(passed=1)
+    pytester.runpytest(*OURS, f"--bench={bench}", *both[:2], "test_both.py").assert_outcomes(errors=1)
+    (pytester.path / "test_both.py").unlink()
     result = pytester.runpytest(*OURS, f"--bench={bench}", "--board", "venus")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*bench two has no board 'venus'*"])
