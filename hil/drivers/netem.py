@@ -495,23 +495,27 @@ class NetemSsh:
             there = f"[ -e /sys/class/net/{shlex.quote(ingress.device('ingress:' + port))} ] && echo there"
             if session.run(there, self.timeout_s).strip() == "there":
                 continue
-            if said := session.run(self._script(ingress.set_up(port)), self.timeout_s).strip():
+            said = session.run(self._script(ingress.set_up(port)) + " && echo done", self.timeout_s).strip()
+            if said != "done":
                 session.run(self._script(ingress.take_down(port)[1:]), self.timeout_s)
                 raise BenchError(f"link {self.name}: ingress of {port}: the box says: {said}", hint=_hint(said))
 
     def _undo(self, session: Session) -> None:
-        """Take ifb devices down and bring offloads back that this driver switched off."""
-        for port in filter(None, map(ingress.port_of, self.interfaces.values())):
+        """Take ifb devices down and bring offloads back that this driver switched off; the next use makes them anew."""
+        arrivals = list(filter(None, map(ingress.port_of, self.interfaces.values())))
+        if arrivals or self._switched_off:
+            self._checked = False
+        for port in arrivals:
             there = f"[ -e /sys/class/net/{shlex.quote(ingress.device('ingress:' + port))} ] && "
-            session.run(there + "{ " + self._script(ingress.take_down(port)) + "; }", self.timeout_s)
+            session.run(there + self._script(ingress.take_down(port)), self.timeout_s)
         for port, names in self._switched_off.items():
             words = "; ".join(f"{self.sudo}/sbin/ethtool -K {shlex.quote(port)} {name} on" for name in names)
             session.run(words, self.timeout_s)
         self._switched_off.clear()
-        self._checked = False
 
     def _script(self, commands: list[list[str]]) -> str:
-        return " && ".join(f"{self.sudo}/sbin/{shlex.join(argv)}" for argv in commands)
+        """One command whose standard error is one stream as well."""
+        return "{ " + " && ".join(f"{self.sudo}/sbin/{shlex.join(argv)}" for argv in commands) + "; } 2>&1"
 
     def _ask(self, session: Session) -> dict[Direction, Qdisc | None]:
         session.send("".join(self._show(direction) + "\n" for direction in self.interfaces))

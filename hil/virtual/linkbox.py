@@ -43,7 +43,7 @@ from hil.virtual.artefacts import (
 PACKAGES = ("linux-image-cloud-amd64", "busybox-static", "iproute2", "dropbear-bin", "ethtool")
 
 #: Kernel modules the box loads; what they depend on is found from their own `depends=` entries.
-MODULES = ("virtio_pci", "virtio_net", "bridge", "sch_netem", "ifb")
+MODULES = ("virtio_pci", "virtio_net", "bridge", "sch_netem", "ifb", "sch_ingress", "cls_u32", "act_mirred")
 
 QEMU = "qemu-system-x86_64"
 """The program that is the link box."""
