@@ -96,6 +96,56 @@ def test_a_wrong_line_is_named(tmp_path: Path, bench_text: str, wrong: str, righ
     assert wrong.splitlines()[-1 if "twice" in parts[0] else 0].split(",")[0].strip() in text.splitlines()[line - 1]
 
 
+SAFE = """
+    address: tcp://127.0.0.1:15025
+    outlet: tasmota://192.0.2.30/1
+    watchdog_s: 10
+    accept_level: B
+"""
+
+
+def test_what_stands_behind_a_supply_and_a_boards_lines_are_read(tmp_path: Path, bench_text: str) -> None:
+    lines = "lines: {reset: 'gpio:///dev/gpiochip0?line=17&active=low', power-button: 'lcus:///dev/ttyUSB1?relay=2'}"
+    text = bench_text.replace("    address: tcp://127.0.0.1:15025\n", SAFE[1:], 1)
+    text = text.replace("channel: 1}]", f"channel: 1, outlet: 'lcus:///dev/ttyUSB0'}}]\n    {lines}", 1)
+    bench = _load(tmp_path, text)
+    supply, board = bench.file.supplies["psu1"], bench.file.boards["vb1"]
+    assert (supply.outlet, supply.watchdog_s, supply.accept_level) == ("tasmota://192.0.2.30/1", 10.0, "B")
+    assert board.power[0].outlet == "lcus:///dev/ttyUSB0"
+    assert sorted(board.lines) == ["power-button", "reset"]
+    plain = _load(tmp_path, bench_text).file.supplies["psu1"]
+    assert (plain.outlet, plain.watchdog_s, plain.accept_level) == (None, 5.0, "C")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key"),
+    [
+        ("accept_level: B", "accept_level: E", r"supplies\.psu1\.accept_level"),
+        ("watchdog_s: 10", "watchdog_s: -1", r"supplies\.psu1\.watchdog_s"),
+        ("tasmota://192.0.2.30/1", "http://192.0.2.30/1", r"supplies\.psu1\.outlet"),
+        ("channel: 1}]", "channel: 1, rail: aux}]", "no rail 'aux'"),
+        ("channel: 1}]", "channel: 1}]\n    lines: {reset: /dev/gpiochip0}", r"boards\.vb1\.lines\.reset"),
+    ],
+)
+def test_a_wrong_layer_is_named(tmp_path: Path, bench_text: str, right: str, wrong: str, key: str) -> None:
+    text = bench_text.replace("    address: tcp://127.0.0.1:15025\n", SAFE[1:], 1)
+    assert right in text
+    with pytest.raises(UsageError, match=key):
+        _load(tmp_path, text.replace(right, wrong, 1))
+
+
+def test_a_rail_has_an_envelope_of_its_own(tmp_path: Path) -> None:
+    text = (ROOT / "boards/virtual-arm64.yaml").read_text()
+    aux = (
+        "rails:\n  aux: {voltage_min_v: 4.5, voltage_nominal_v: 5, voltage_max_v: 5.5, undervoltage_lockout_v: 4, "
+        "current_max_a: 1, power_max_w: 5, overvoltage_protection_v: 6, overcurrent_protection_a: 1.2}\n"
+    )
+    path = tmp_path / "virtual-arm64.yaml"
+    path.write_text(text.replace("\nboot:", f"\n{aux}\nboot:", 1))
+    kind = load_board_type(path)
+    assert (kind.limits("aux").voltage_nominal_v, kind.limits(None).voltage_nominal_v) == (5.0, 15.0)
+
+
 def test_a_missing_wire_is_named(tmp_path: Path, bench_text: str) -> None:
     text = bench_text.replace("    power: [{supply: psu1, channel: 1}]\n", "")
     with pytest.raises(UsageError, match=r"bench\.yaml:\d+: `boards\.vb1\.power` is missing"):
