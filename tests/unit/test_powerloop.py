@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -751,3 +753,13 @@ def test_channels_of_one_supply_get_equal_turns_and_the_period_of_all_their_exch
     assert counts[-1] - counts[0] <= 1
     waits = [sample.lateness_s for samples in found.values() for sample in samples]
     assert max(waits) < 0.1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_ten_minutes_of_64_loops_take_no_more_memory_than_one() -> None:
+    bench = Path(__file__).parents[1] / "benchmarks/bench_powerloop.py"
+    done = subprocess.run(
+        [sys.executable, str(bench), "--minutes", "10", "--memory-only"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
