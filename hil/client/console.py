@@ -141,6 +141,11 @@ class Console:
             raise BoardError(f"board {self.board}: {what}; last bytes:\n{search.last()}")
         return match
 
+    def find(self, pattern: str, timeout_s: float) -> Match | None:
+        """As `expect`, but a time-out is no error: None, and nothing is consumed."""
+        self._guard()
+        return self._await(self._search(pattern, self._death), timeout_s)
+
     def send(self, text: str, end: str = "\n") -> None:
         """Write to the board, unverified; needs a lease."""
         self.write((text + end).encode())

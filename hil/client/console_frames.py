@@ -27,7 +27,8 @@ PRELUDE = (
     "hil_r(){ HIL_H=$( (eval \"$2\") </dev/null 2>&1; echo \" $?\"); "
     "printf 'HIL-%s-%s-<%s>-%s-LIH\\n-%s-LIH\\n' \"$1\" \"${#HIL_H}\" \"$HIL_H\" \"$1\" \"$1\"; }",
     "hil_f(){ set -- \"$1\" $(printf '%s' \"$HIL_B\"|cksum); printf '%s\\n' \"$HIL_B\"|{ N=0; "
-    "while read -r L; do N=$((N+1)); echo \"HIL-$1-$N-$L.\"; done; S=\"HIL-$1-S-$2-$3-$N.\"; printf '%s\\n' \"$S\" \"$S\"; }; }",
+    "while read -r L; do N=$((N+1)); echo \"HIL-$1-$N-$L.\"; done; "
+    "S=\"HIL-$1-S-$2-$3-$N.\"; printf '%s\\n' \"$S\" \"$S\"; }; }",
     "hil_p(){ HIL_B=$(printf '%s' \"$HIL_H\"|base64); hil_f \"$1\"; }; "
     "hil_s(){ HIL_B=$(dd if=\"$2\" bs=\"$3\" skip=\"$4\" count=1 2>/dev/null|base64); hil_f \"$1\"; }",
     "hil_w(){ { N=0; echo \"HIL-$1-A-0.\" >&4; while read -r K L M; do if [ \"$K\" = . ]; then break; fi; "

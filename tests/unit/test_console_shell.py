@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.server
+import json
 import os
 import random
 import shutil
+import socket
 import subprocess
+import sys
 import threading
 import time
 import tty
@@ -23,7 +26,9 @@ from hypothesis import strategies as st
 
 from hil.client import console_frames as frames
 from hil.client.console import Console, Unheard
-from hil.errors import BoardError, UsageError
+from hil.client.console_shell import ConsoleShell
+from hil.errors import BenchError, BoardError, UsageError
+from hil.inference import client as llm
 
 SHELLS = [("dash", "-i"), ("bash", "--norc", "-i"), ("bash", "--norc", "--posix", "-i")]
 
@@ -383,3 +388,108 @@ def test_a_frame_that_was_changed_is_not_believed() -> None:
 )
 def test_a_result_has_the_length_that_was_told(printed: str, result: object) -> None:
     assert frames.text_of(printed, "n") == result
+
+
+# --- a board without a management address -----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0, 150], ids=["quiet", "logging"])
+def far_shell(request: pytest.FixtureRequest) -> Iterator[ConsoleShell]:
+    with ShellBoard(lines_per_s=request.param) as board:
+        shell = ConsoleShell.connect(Console.on_port(board.path), 10, sys.executable)
+        yield shell
+        shell.close()
+
+
+def test_a_shell_over_the_console(far_shell: ConsoleShell, tmp_path: Path) -> None:
+    done = far_shell.run(["printf", "%s|", "a b", "$HOME", "it's"], 10)
+    assert (done.argv[0], done.stdout, done.returncode) == ("printf", "a b|$HOME|it's|", 0)
+    assert far_shell.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with pytest.raises(BoardError, match="ended with status 1"):
+        far_shell.run(["false"], 10, check=True)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(256)) * 20)
+    far_shell.put(source, str(target))
+    assert far_shell.get(str(target)) == source.read_bytes()
+    os.truncate(source, 5 << 20)
+    with pytest.raises(BenchError, match="too large for the console"):
+        far_shell.put(source, str(target))
+
+
+def test_a_process_over_the_console(far_shell: ConsoleShell) -> None:
+    process = far_shell.start(["sh", "-c", "echo begun; sleep 1; echo ended; exit 3"])
+    assert process.running
+    os.kill(process.pid, 0)
+    done = process.wait(10)
+    assert (done.stdout, done.returncode) == ("begun\nended\n", 3)
+    endless = far_shell.start(["sleep", "1000"])
+    endless.kill()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{endless.pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_http_over_the_console(far_shell: ConsoleShell) -> None:
+    body = random.Random(9).randbytes(20_000)
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            heard = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"length": len(heard)}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    reply = llm.request(far_shell.forward, "GET", f"{base}/x", timeout_s=20)
+    assert reply.status == 200
+    assert reply.body == body
+    told = llm.request(far_shell.forward, "POST", f"{base}/x", {"text": "y" * 5000}, timeout_s=20)
+    assert told.json()["length"] > 5000
+    assert far_shell.run(["echo", "free"], 10).stdout == "free\n"
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(BoardError, match="refused"):
+        far_shell.forward("127.0.0.1", server.server_port)
+    with pytest.raises(llm.LinkLost):
+        llm.request(far_shell.forward, "GET", base, timeout_s=10)
+    assert far_shell.run(["echo", "still free"], 10).stdout == "still free\n"
+
+
+def test_a_call_waits_for_its_turn(far_shell: ConsoleShell) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    stream = far_shell.forward("127.0.0.1", listener.getsockname()[1])
+    failures: list[BaseException] = []
+
+    def other() -> None:
+        try:
+            far_shell.run(["true"], 0.2)
+        except BoardError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert "busy with another call" in str(failures[0])
+    stream.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        stream.recv(10)
+    peer, _ = listener.accept()
+    peer.sendall(b"late")
+    stream.settimeout(5)
+    assert stream.recv(10) == b"late"
+    peer.close()
+    assert stream.recv(10) == b""
+    stream.close()
+    assert far_shell.run(["echo", "turn"], 10).stdout == "turn\n"
+    listener.close()
