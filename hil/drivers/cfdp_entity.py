@@ -1,0 +1,314 @@
+"""CFDP on the board: receives one file over UDP, class 2 (CCSDS 727.0-B-5). Also what both ends of a transfer share.
+
+    python3 cfdp.pyz receive --port 4556 --directory /opt/hil
+
+It stands alone (the standard library, cfdppy and spacepackets), because it is copied to boards as part of one archive.
+The state machines are cfdp-py's. Around them here: a transaction survives outages of any length, since a timer that
+runs out only makes the receiver ask again; an EOF that comes again is acknowledged again, which the library leaves out;
+files cannot leave `--directory`. What it knows of a transaction is in its memory: a reboot ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import select
+import socket
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cfdppy import exceptions
+from cfdppy.filestore import NativeFilestore
+from cfdppy.handler.dest import DestHandler
+from cfdppy.mib import (
+    CheckTimerProvider,
+    DefaultFaultHandlerBase,
+    IndicationConfig,
+    LocalEntityConfig,
+    RemoteEntityConfig,
+    RemoteEntityConfigTable,
+)
+from cfdppy.user import CfdpUserBase
+from spacepackets.cfdp import ChecksumType, ConditionCode, Direction, TransmissionMode
+from spacepackets.cfdp.pdu import AckPdu, DirectiveType
+from spacepackets.cfdp.pdu.ack import TransactionStatus
+from spacepackets.cfdp.pdu.helper import PduFactory
+from spacepackets.countdown import Countdown
+from spacepackets.util import ByteFieldU16
+
+GROUND_ID, BOARD_ID = 1, 2
+# Frames of 1500 bytes with room for IP, UDP and a tunnel.
+MAX_PDU_BYTES = 1400
+# Outages are part of the plan: nobody gives a transaction up because a timer ran out.
+NEVER = 1 << 30
+_POLL_S = 0.1
+_GOODBYES = 20  # Finished PDUs without an answer, after which the ground is taken to know
+_BUFFER_BYTES = 4 << 20
+
+# What a PDU that is late, doubled or of another transaction makes the library raise.
+STRAY = (
+    exceptions.PduIgnoredForDest,
+    exceptions.PduIgnoredForSource,
+    exceptions.InvalidPduForDestHandler,
+    exceptions.InvalidPduForSourceHandler,
+    exceptions.InvalidTransactionSeqNum,
+    exceptions.InvalidDestinationId,
+    exceptions.InvalidSourceId,
+    exceptions.InvalidPduDirection,
+    exceptions.InvalidNakPdu,
+    exceptions.NoRemoteEntityConfigFound,
+    ValueError,
+)
+
+
+class Files(NativeFilestore):  # type: ignore[misc]
+    """Files that stay open between segments, and, with a `root`, only those below it."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        super().__init__()
+        self._root = None if root is None else root.resolve()
+        self._open: dict[Path, BinaryIO] = {}
+
+    def file_exists(self, path: Path) -> bool:
+        return self._allowed(path).exists()
+
+    def read_data(self, file: Path, offset: int | None, read_len: int | None = None) -> bytes:
+        stream = self._stream(file, "rb")
+        stream.seek(offset or 0)
+        return stream.read(-1 if read_len is None else read_len)
+
+    def write_data(self, file: Path, data: bytes, offset: int | None) -> None:
+        stream = self._stream(file, "r+b")
+        stream.seek(offset or 0)
+        stream.write(data)
+
+    def truncate_file(self, file: Path) -> None:
+        if (stream := self._open.pop(file, None)) is not None:
+            stream.close()  # what it still holds would be written behind the new end
+        with self._allowed(file).open("wb"):
+            pass
+
+    def calculate_checksum(
+        self, checksum_type: ChecksumType, file_path: Path, size_to_verify: int, segment_len: int = 4096
+    ) -> bytes:
+        """CRC-32 of the first bytes; the library's own reads a segment at a time."""
+        if checksum_type != ChecksumType.CRC_32:
+            return bytes(super().calculate_checksum(checksum_type, file_path, size_to_verify, segment_len))
+        self.flush()
+        crc, left = 0, size_to_verify
+        with self._allowed(file_path).open("rb") as stream:
+            while left > 0 and (data := stream.read(min(left, 1 << 20))):
+                crc, left = zlib.crc32(data, crc), left - len(data)
+        return struct.pack("!I", crc)
+
+    def flush(self) -> None:
+        """Put on disk what was written."""
+        for stream in self._open.values():
+            if stream.writable():
+                stream.flush()
+                os.fsync(stream.fileno())
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        self.flush()
+        for stream in self._open.values():
+            stream.close()
+        self._open.clear()
+
+    def _stream(self, file: Path, mode: str) -> BinaryIO:
+        if file not in self._open:
+            self._open[file] = self._allowed(file).open(mode)  # type: ignore[assignment]
+        return self._open[file]
+
+    def _allowed(self, path: Path) -> Path:
+        if self._root is not None and self._root not in path.resolve().parents:
+            raise PermissionError(f"{path} is outside {self._root}")
+        return path
+
+
+class User(CfdpUserBase):  # type: ignore[misc]
+    """Remembers how the transaction ended."""
+
+    def __init__(self, files: Files) -> None:
+        super().__init__(files)
+        self.finished: Any = None
+
+    def transaction_finished_indication(self, params: Any) -> None:
+        self.finished = params.finished_params
+
+    def transaction_indication(self, transaction_indication_params: Any) -> None: ...
+    def eof_sent_indication(self, transaction_id: Any) -> None: ...
+    def eof_recv_indication(self, transaction_id: Any) -> None: ...
+    def metadata_recv_indication(self, params: Any) -> None: ...
+    def file_segment_recv_indication(self, params: Any) -> None: ...
+    def report_indication(self, transaction_id: Any, status_report: Any) -> None: ...
+    def suspended_indication(self, transaction_id: Any, cond_code: Any) -> None: ...
+    def resumed_indication(self, transaction_id: Any, progress: int) -> None: ...
+    def fault_indication(self, transaction_id: Any, cond_code: Any, progress: int) -> None: ...
+    def abandoned_indication(self, transaction_id: Any, cond_code: Any, progress: int) -> None: ...
+
+
+class Faults(DefaultFaultHandlerBase):  # type: ignore[misc]
+    """Remembers the last fault that ended a transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: ConditionCode | None = None
+
+    def notice_of_cancellation_cb(self, transaction_id: Any, cond: ConditionCode, progress: int) -> None:
+        self.last = cond
+
+    def notice_of_suspension_cb(self, transaction_id: Any, cond: ConditionCode, progress: int) -> None: ...
+    def ignore_cb(self, transaction_id: Any, cond: ConditionCode, progress: int) -> None: ...
+
+    def abandoned_cb(self, transaction_id: Any, cond: ConditionCode, progress: int) -> None:
+        self.last = cond
+
+
+class CheckTimers(CheckTimerProvider):  # type: ignore[misc]
+    """Wanted by the library for class 1 only."""
+
+    def provide_check_timer(self, local_entity_id: Any, remote_entity_id: Any, entity_type: Any) -> Countdown:
+        return Countdown.from_seconds(10.0)
+
+
+def configuration(own: int, other: int, ask_again_s: float, faults: Faults) -> tuple[Any, Any]:
+    """The local and the remote entity's settings; `ask_again_s` must exceed the round trip."""
+    local = LocalEntityConfig(ByteFieldU16(own), IndicationConfig(), faults)
+    remote = RemoteEntityConfig(
+        entity_id=ByteFieldU16(other),
+        max_file_segment_len=None,
+        max_packet_len=MAX_PDU_BYTES,
+        closure_requested=True,
+        crc_on_transmission=False,
+        default_transmission_mode=TransmissionMode.ACKNOWLEDGED,
+        crc_type=ChecksumType.CRC_32,
+        positive_ack_timer_interval_seconds=ask_again_s,
+        positive_ack_timer_expiration_limit=NEVER,
+        nak_timer_interval_seconds=ask_again_s,
+        nak_timer_expiration_limit=NEVER,
+    )
+    return local, RemoteEntityConfigTable([remote])
+
+
+def acknowledgement(pdu: Any, status: TransactionStatus) -> bytes:
+    """The ACK of an EOF or Finished PDU, as the other side of its transaction sends it."""
+    conf = copy.copy(pdu.pdu_header.pdu_conf)
+    towards_sender = pdu.directive_type == DirectiveType.EOF_PDU
+    conf.direction = Direction.TOWARDS_SENDER if towards_sender else Direction.TOWARDS_RECEIVER
+    return bytes(AckPdu(conf, pdu.directive_type, pdu.condition_code, status).pack())
+
+
+def outgoing(handler: Any) -> Iterator[bytes]:
+    """The PDUs that a state machine wants to be sent."""
+    while (holder := handler.get_next_packet()) is not None:
+        yield bytes(holder.pdu.pack())
+
+
+def parse(data: bytes) -> Any:
+    """A PDU, or None for whatever else comes to an open port."""
+    try:
+        return PduFactory.from_raw(data)
+    except Exception:  # the library has no common error for what is not a PDU
+        return None
+
+
+class Receiver:
+    """One transaction: `datagram` in, answers out; `tick` several times a second."""
+
+    def __init__(self, root: Path, ask_again_s: float) -> None:
+        self.files = Files(root)
+        self.user, self.faults = User(self.files), Faults()
+        local, remotes = configuration(BOARD_ID, GROUND_ID, ask_again_s, self.faults)
+        self._handler = DestHandler(local, self.user, remotes, CheckTimers())
+        self._transaction: Any = None
+
+    @property
+    def done(self) -> bool:
+        """The file is whole (or the transaction cancelled) and the ground knows, or has been told often enough."""
+        handler = self._handler
+        return self.user.finished is not None and (
+            handler.transaction_id is None or handler.positive_ack_counter >= _GOODBYES
+        )
+
+    def datagram(self, data: bytes) -> Iterator[bytes]:
+        """Take one PDU; yields the answers."""
+        pdu = parse(data)
+        if pdu is None or not self._ours(pdu):
+            return
+        again = getattr(pdu, "directive_type", None) == DirectiveType.EOF_PDU and self._eof_seen
+        if again:
+            yield acknowledgement(pdu, TransactionStatus.ACTIVE)
+        yield from self._step(None if again else pdu)
+
+    def tick(self) -> Iterator[bytes]:
+        """Let timers run; yields what is to be asked or told again."""
+        yield from self._step(None)
+
+    @property
+    def _eof_seen(self) -> bool:
+        return self._handler.deferred_lost_segment_procedure_active or self.user.finished is not None
+
+    def _ours(self, pdu: Any) -> bool:
+        """Whether it belongs to the transaction; new metadata begin another one: the ground started again."""
+        transaction = (pdu.source_entity_id.value, pdu.transaction_seq_num.value)
+        if transaction != self._transaction:
+            if self._transaction is not None and getattr(pdu, "directive_type", None) != DirectiveType.METADATA_PDU:
+                return False
+            self._handler.reset()
+            self._transaction, self.user.finished = transaction, None
+        return True
+
+    def _step(self, pdu: Any) -> Iterator[bytes]:
+        with contextlib.suppress(*STRAY):
+            self._handler.state_machine(pdu)
+        yield from outgoing(self._handler)
+
+
+def receive(port: int, directory: Path, ask_again_s: float, host: str = "") -> int:
+    """Receive one file; prints a JSON line when ready and one at the end. Returns the exit code."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+    sock.bind((host, port))
+    receiver = Receiver(directory, ask_again_s)
+    print(json.dumps({"ready": sock.getsockname()[1]}), flush=True)
+    peer, told = None, False
+    while not receiver.done:
+        if select.select([sock], [], [], _POLL_S)[0]:
+            data, peer = sock.recvfrom(65536)
+            answers = receiver.datagram(data)
+        else:
+            answers = receiver.tick()
+        for answer in answers:
+            if peer is not None:
+                sock.sendto(answer, peer)
+        if receiver.user.finished is not None and not told:
+            receiver.files.flush()
+            condition = receiver.user.finished.condition_code
+            print(json.dumps({"finished": condition.name}), flush=True)
+            told = True
+    receiver.files.close()
+    return 0 if receiver.user.finished.condition_code == ConditionCode.NO_ERROR else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; see the module's text."""
+    parser = argparse.ArgumentParser(prog="cfdp.pyz")
+    parser.add_argument("command", choices=["receive"])
+    parser.add_argument("--port", type=int, default=4556)
+    parser.add_argument("--host", default="")
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--ask-again-s", type=float, default=5.0)
+    options = parser.parse_args(argv)
+    return receive(options.port, options.directory, options.ask_again_s, options.host)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""CFDP class 2 between two real entities over UDP: losses of every kind, outages between contacts, refusals."""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fastcrc
+import pytest
+
+from hil.drivers import cfdp, cfdp_entity
+from hil.drivers.cfdp import CfdpUpload
+from hil.errors import BoardError, UsageError
+
+EOF, FINISHED, ACK, METADATA, NAK = 4, 5, 6, 7, 8
+UP, DOWN = True, False
+Drop = Callable[[bool, int | None], bool]  # (towards the board, directive or None for file data) -> lost
+AGAIN_S = 0.15
+
+
+class Link:
+    """A receiver on a thread, and a UDP relay in front of it that loses what `drop` says."""
+
+    def __init__(self, directory: Path, drop: Drop) -> None:
+        self.drop = drop
+        self.outage = threading.Event()
+        self.lost = 0
+        self.receiver = cfdp_entity.Receiver(directory, AGAIN_S)
+        self._board, self._near, self._far = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3))
+        for sock in (self._board, self._near):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            sock.bind(("127.0.0.1", 0))
+        self._far.connect(self._board.getsockname())
+        self._stop, self._settled = threading.Event(), threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._relay, self._receive)]
+        for thread in self._threads:
+            thread.start()
+
+    def socket(self) -> socket.socket:
+        """A ground socket; another one a contact, as after another acquisition."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect(self._near.getsockname())
+        return sock
+
+    def _relay(self) -> None:
+        ground = None
+        while not self._stop.is_set():
+            for sock in select.select([self._near, self._far], [], [], 0.05)[0]:
+                if sock is self._near:
+                    data, ground = self._near.recvfrom(65536)
+                else:
+                    data = self._far.recv(65536)
+                directive = None if data[0] >> 4 & 1 else data[cfdp._header(data)]
+                if self.outage.is_set() or self.drop(sock is self._near, directive):
+                    self.lost += 1
+                elif sock is self._near:
+                    self._far.send(data)
+                elif ground is not None:
+                    self._near.sendto(data, ground)
+
+    def _receive(self) -> None:
+        while not self._settled.is_set() and not self.receiver.done:
+            peer = self._far.getsockname()
+            if select.select([self._board], [], [], 0.02)[0]:
+                answers = list(self.receiver.datagram(self._board.recv(65536)))
+            else:
+                answers = list(self.receiver.tick())
+            for answer in answers:
+                self._board.sendto(answer, peer)
+        self.receiver.files.close()
+
+    def wait(self) -> None:
+        """Until the receiver has ended by itself."""
+        self._threads[1].join(5)
+        assert self.receiver.done
+
+    def settle(self) -> None:
+        """End the receiver, whatever it would still say; its file is closed."""
+        self._settled.set()
+        self._threads[1].join()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._settled.set()
+        for thread in self._threads:
+            thread.join()
+        for sock in (self._board, self._near, self._far):
+            sock.close()
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[Link]:
+    between = Link(tmp_path, lambda up, directive: False)
+    yield between
+    between.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(random.Random(3).randbytes(200_003))
+    return path
+
+
+def send(link: Link, source: Path, target: Path, **options: float) -> CfdpUpload:
+    upload = CfdpUpload(source, str(target), ask_again_s=AGAIN_S)
+    with link.socket() as sock:
+        upload.run(sock, rate_bps=options.get("rate_bps", 20e6), silence_s=10)
+    return upload
+
+
+def test_a_file_arrives(link: Link, source: Path, tmp_path: Path) -> None:
+    upload = send(link, source, tmp_path / "target")
+    assert upload.complete
+    link.wait()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+    (contact,) = upload.contacts
+    assert (contact.sent_bytes, contact.resent_bytes, contact.naks) == (200_003, 0, 0)
+    pdus = -(-200_003 // (cfdp_entity.MAX_PDU_BYTES - 17))
+    assert contact.wire_bytes >= 200_003 + pdus * (13 + cfdp.OVERHEAD_BYTES)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_lossy_link_costs_repetition_only(link: Link, source: Path, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    link.drop = lambda up, directive: chance.random() < 0.15
+    upload = send(link, source, tmp_path / "target")
+    assert upload.complete
+    link.drop = lambda up, directive: False
+    assert (tmp_path / "target").stat().st_size == 200_003
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+    (contact,) = upload.contacts
+    assert contact.sent_bytes == 200_003
+    assert 0 < contact.resent_bytes < 200_003
+
+
+@pytest.mark.parametrize(("up", "directive"), [(UP, METADATA), (UP, EOF), (DOWN, ACK), (DOWN, FINISHED), (UP, ACK)])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_lost_directive_is_made_good(
+    link: Link, source: Path, tmp_path: Path, up: bool, directive: int, times: int
+) -> None:
+    """Each of them in turn, its first one or the first three: the transaction ends all the same."""
+    seen = [0]
+
+    def drop(towards_board: bool, kind: int | None) -> bool:
+        if (towards_board, kind) != (up, directive):
+            return False
+        seen[0] += 1
+        return seen[0] <= times
+
+    link.drop = drop
+    assert send(link, source, tmp_path / "target").complete
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+    assert seen[0] > 0
+
+
+def test_a_gap_and_a_lost_acknowledgement_of_the_end(link: Link, source: Path, tmp_path: Path) -> None:
+    """The receiver waits for a gap to be filled when the EOF comes again: the library alone would not answer it."""
+    lost = {"data": 0, "ack": 0}
+
+    def drop(up: bool, directive: int | None) -> bool:
+        if up and directive is None and lost["data"] < 5:
+            lost["data"] += 1
+            return True
+        if not up and directive in (ACK, NAK) and lost["ack"] < 4:
+            lost["ack"] += 1
+            return True
+        return False
+
+    link.drop = drop
+    assert send(link, source, tmp_path / "target").complete
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_contacts_with_outages_between(link: Link, source: Path, tmp_path: Path) -> None:
+    """Each contact ends in loss of signal while the sender still sends; timers run out many times in between."""
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    for count in range(20):
+        link.outage.clear()
+        stop = threading.Event()
+        los = [threading.Timer(0.25, link.outage.set), threading.Timer(0.3, stop.set)]
+        for timer in los:
+            timer.start()
+        with link.socket() as sock:
+            contact = upload.run(sock, rate_bps=2e6, stop=stop, silence_s=10)
+        for timer in los:
+            timer.cancel()
+        if contact.complete:
+            break
+        assert count < 15
+        time.sleep(2 * AGAIN_S)
+    assert upload.complete
+    assert len(upload.contacts) >= 3
+    assert sum(contact.sent_bytes for contact in upload.contacts) == 200_003
+    assert link.lost > 5
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_the_rate_is_kept(link: Link, source: Path, tmp_path: Path) -> None:
+    upload = send(link, source, tmp_path / "target", rate_bps=2e6)
+    (contact,) = upload.contacts
+    at_least_s = contact.wire_bytes * 8 / 2e6
+    assert at_least_s * 0.95 < contact.duration_s < at_least_s * 1.5 + 0.5
+
+
+def test_a_file_outside_the_directory_is_refused(link: Link, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(BoardError, match="FILESTORE_REJECTION"):
+        send(link, source, tmp_path.parent / "elsewhere")
+    assert not (tmp_path.parent / "elsewhere").exists()
+
+
+def test_nobody_there_ends_in_silence(source: Path, tmp_path: Path) -> None:
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, socket.socket(type=socket.SOCK_DGRAM) as sock:
+        silent.bind(("127.0.0.1", 0))
+        sock.connect(silent.getsockname())
+        contact = upload.run(sock, rate_bps=50e6, silence_s=0.3)
+    assert not contact.complete
+    assert contact.duration_s < 5
+
+
+def test_a_new_transaction_replaces_an_abandoned_one(link: Link, source: Path, tmp_path: Path) -> None:
+    first = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    stop = threading.Event()
+    with link.socket() as sock:
+        first.run(sock, rate_bps=5e6, stop=stop, on_progress=lambda offset: stop.set() if offset > 60_000 else None)
+    assert 60_000 < first.offset < first.total
+    source.write_bytes(random.Random(4).randbytes(50_000))
+    assert send(link, source, tmp_path / "target").complete
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_noise_on_the_port_is_ignored(link: Link, source: Path, tmp_path: Path) -> None:
+    for data in (b"", b"\0", b"hello", bytes(20), os.urandom(1400)):
+        assert list(link.receiver.datagram(data)) == []
+    assert send(link, source, tmp_path / "target").complete
+
+
+def test_the_archive_receives_with_nothing_installed(source: Path, tmp_path: Path) -> None:
+    """As a board runs it: its own interpreter, isolated, without the packages of this environment."""
+    pyz = cfdp.archive(tmp_path / "cfdp.pyz")
+    assert pyz.stat().st_size < 1_000_000
+    argv = [sys.executable, "-I", "-S", str(pyz), "receive", "--host", "127.0.0.1", "--port", "0"]
+    argv += ["--directory", str(tmp_path), "--ask-again-s", str(AGAIN_S)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as board:
+        assert board.stdout is not None
+        try:
+            port = json.loads(board.stdout.readline())["ready"]
+            upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect(("127.0.0.1", port))
+                assert upload.run(sock, rate_bps=50e6, silence_s=10).complete
+            assert json.loads(board.stdout.readline()) == {"finished": "NO_ERROR"}
+            assert board.wait(10) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                board.kill()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_the_crcs_of_the_archive_are_those_of_fastcrc() -> None:
+    names: dict[str, object] = {}
+    exec(cfdp._CRC, names)
+    crc32, crc16 = names["crc32"], names["crc16"]
+    for data in (b"", b"123456789", os.urandom(1000)):
+        assert crc32.iso_hdlc(data) == fastcrc.crc32.iso_hdlc(data)  # type: ignore[attr-defined]
+        assert crc32.iso_hdlc(data, 7) == fastcrc.crc32.iso_hdlc(data, 7)  # type: ignore[attr-defined]
+        assert crc16.ibm_3740(data) == fastcrc.crc16.ibm_3740(data)  # type: ignore[attr-defined]
+    assert binascii.crc32(b"123456789") == 0xCBF43926  # the catalogue's check value
+
+
+def test_without_the_extra_the_message_says_what_to_install(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="cfdp-py") as raised:
+        CfdpUpload(source, "target")
+    assert "hil[cfdp]" in raised.value.hint
