@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import threading
 import time
+import tty
 from collections.abc import Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -279,6 +281,17 @@ def test_an_outlet_is_asked_without_an_exception(plug: Plug) -> None:
     plug.close()
     assert "cannot reach outlet" in outlet_answer(plug.address).trouble
     assert "failed" in cut_outlet(plug.address).said
+
+
+def test_a_relay_that_cannot_say_whether_it_obeyed_proves_nothing() -> None:
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    cut = cut_outlet(f"lcus://{os.ttyname(slave)}?relay=1")
+    assert os.read(master, 16) == bytes.fromhex("a00100a1")
+    assert not cut.off
+    assert "cannot say" in cut.said
+    os.close(master)
+    os.close(slave)
 
 
 # ------------------------------------------------------------------------------------------------------------- times
