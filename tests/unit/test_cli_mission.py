@@ -185,3 +185,27 @@ def test_fly_hands_its_wishes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert run("fly", "short", "--bench", bench, "--runs", tmp_path, *options) == ExitCode.INVALID
     assert seen["pace"] == Pace(rate=20.0, contacts_only=True, start_s=3600.0, until_s=21_600.0)
     assert (seen["mission"], seen["runs"], seen["board_name"]) == ("short", tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "now", "place", "reason"),
+    [
+        ("seed: 535\n", "", 1, "`seed` is missing"),
+        ("  tle: ", "  kepler: {altitude_km: 600, inclination_deg: 30, eccentricity: 1.2}  # ", 11, "less than 1"),
+        ("  tle: ", "  kepler: {altitude_km: 20, inclination_deg: 30}  # ", 11, "greater than 60"),
+        ("39.50", "93.5", 15, "less than or equal to 90"),
+        ("75.93, mask_deg: 5", "75.93, mask_table: [[0, 5], [180, 95]]", 15, "elevation 95"),
+        ("start: 2026", "start: 2035", 11, "up to 5 are accepted"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, now: str, place: int, reason: str
+) -> None:
+    text = (ROOT / "fixtures/missions/short.yaml").read_text().replace("../tle", f"{ROOT}/fixtures/tle")
+    assert key in text
+    path = tmp_path / "bad.yaml"
+    path.write_text(text.replace(key, now))
+    assert run("compile", path) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert f"bad.yaml:{place}: " in error
+    assert reason in error
