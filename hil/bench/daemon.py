@@ -719,6 +719,7 @@ class Daemon:
             self._links,
             self.cut_times,
             deadman_alive=self._heart.alive,
+            state_dir=self.state_dir,
         )
         return {"checks": [asdict(check) for check in checks]}
 

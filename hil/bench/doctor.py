@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from hil.bench.board import BoardOwner
+from hil.bench.host import host_checks
 from hil.bench.levels import CutTimes, capability_level, outlet_answer
 from hil.bench.player import LinkOwner
 from hil.drivers.dialects import dialect
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import HilError, UsageError
+from hil.inventory.bench import BenchBoard
 
 TIMEOUT_S = 15.0
 WATCHDOG = "armed while a board is on; anybody who polls this supply feeds it too, and a dashboard that does defeats it"
@@ -35,16 +39,19 @@ async def examine(
     cut_times: CutTimes,
     *,
     deadman_alive: bool,
+    state_dir: Path,
 ) -> list[Check]:
     """Ask every fixture. Switches nothing; a fixture that does not answer is a finding, not an exception."""
     groups = await asyncio.gather(
         *(_supply(name, supply, dialects[name]) for name, supply in supplies.items()),
         *(_link(name, link) for name, link in links.items()),
     )
-    checks = [check for group in groups for check in group]
+    checks = [Check("host", *row) for row in await asyncio.to_thread(host_checks, [state_dir])]
+    checks += [check for group in groups for check in group]
     for name, board in boards.items():  # afterwards: what a supply can do is known once it has answered
         checks += await _channels(name, board, cut_times, deadman_alive)
         checks += _board(name, board)
+        checks += await asyncio.to_thread(_planes, name, board.wires, board.state == "on")
     return checks
 
 
@@ -113,3 +120,30 @@ def _board(name: str, board: BoardOwner) -> list[Check]:
     else:
         checks.append(Check(name, "power", None, f"output {board.state}"))
     return checks
+
+
+def _planes(name: str, wires: BenchBoard, powered: bool) -> list[Check]:
+    """The board's network ports: who leads to them, and whether a board that is on answers."""
+    checks = []
+    if wires.payload is not None and wires.payload.broker is None:
+        checks.append(Check(name, "payload", None, "no broker: this host's own routes lead to the board"))
+    elif wires.payload is not None and wires.payload.broker is not None:
+        broker = wires.payload.broker
+        checks.append(Check(name, "payload broker", broker.is_socket(), str(broker)))
+    if wires.mgmt is not None and powered:
+        checks.append(_mgmt(name, wires.mgmt.address, wires.mgmt.port))
+    elif wires.mgmt is not None:
+        checks.append(Check(name, "mgmt", None, "not asked: the board is off"))
+    for file in {wire.known_hosts for wire in (wires.mgmt, wires.payload) if wire is not None}:
+        checks.append(Check(name, "pinned host keys", file.is_file(), str(file)))
+    return checks
+
+
+def _mgmt(name: str, host: str, port: int) -> Check:
+    try:
+        with socket.create_connection((host, port), timeout=5.0) as sock:
+            sock.settimeout(5.0)
+            banner = sock.recv(64).decode("ascii", "replace").strip()
+    except OSError as error:
+        return Check(name, "mgmt", False, f"{host}:{port}: {error}")
+    return Check(name, "mgmt", banner.startswith("SSH-"), f"{host}:{port} {banner}")

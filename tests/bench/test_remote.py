@@ -374,3 +374,38 @@ def test_pytest_workers_share_the_boards(lab: Lab, tmp_path: Path) -> None:
     assert {board for _, board in used} == {"b1", "b2"}
     assert len({worker for worker, _ in used}) > 1
     assert not lab.supply.is_on(1)
+
+
+def test_the_doctor_says_what_cannot_fly_and_exits_with_3(lab: Lab) -> None:
+    def doctor() -> tuple[int, dict[tuple[str, str], tuple[bool | None, str]]]:
+        words = [*HIL, "doctor", "--bench", str(lab.path), "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        told = json.loads(done.stdout)
+        assert told["can_fly"] is (done.returncode == 0), done.stdout
+        return done.returncode, {(row["fixture"], row["what"]): (row["ok"], row["found"]) for row in told["checks"]}
+
+    code, rows = doctor()
+    assert code == 0, rows
+    assert rows["psu1", "supply answers"][0] is True
+    assert {("host", "versions"), ("host", "clock"), ("host", "disk space"), ("here", "disk space")} <= rows.keys()
+    assert {("b1", "power"), ("b2", "power"), ("daemon", "answers")} <= rows.keys()
+    with lab.attach() as daemon:
+        daemon.stop()
+    lab.supply.kill()
+    code, rows = doctor()
+    assert code == 3
+    ok, why = rows["psu1", "supply answers"]
+    assert ok is False
+    assert "Connect call failed" in why
+    with lab.attach() as daemon:
+        daemon.stop()
+    text = lab.path.read_text()
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", 0))
+        squatter.listen()
+        lab.path.write_text(f"{text}metrics_port: {squatter.getsockname()[1]}\n")
+        code, rows = doctor()
+    assert code == 3
+    assert rows["daemon", "answers"][0] is False
+    assert "in use" in rows["daemon", "answers"][1]
+    assert ("host", "clock") in rows
