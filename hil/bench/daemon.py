@@ -154,9 +154,9 @@ class Daemon:
         self._digest = hashlib.sha256(bench.path.read_bytes()).hexdigest()
         self._started_s = time.time()
         self._metrics_port = 0
+        self._remote: dict[str, str] | None = None
         self._stop = asyncio.Event()
         self._flight_lock = asyncio.Lock()
-        self._remote: dict[str, str] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks = [InstrumentLock(address) for address in _addresses(bench)]
         self._intents = IntentJournal(self.state_dir / "intent.jsonl")
@@ -227,20 +227,20 @@ class Daemon:
         server, self._metrics_port = await serve_metrics(self.exporter, self.bench.file.metrics_port)
         self._spawn(server.serve_forever(), "metrics")
         (self.runtime_dir / "metrics.port").write_text(f"{self._metrics_port}\n")
+        await self._serve_remote()
         self._busy()
         self._spawn(self._desk.keep(), "leases")
         self._spawn(self._watch_deadman(), "deadman")
-        await self._serve_remote()
         self._spawn(self._watch_idle(), "idle")
         self._spawn(self._serve_api(), "api")
 
     async def _safe_state(self) -> None:
         """Every output off and verified, links cleared. Each step is tried, whatever the others did."""
         log.info("going to the safe state")
+        self._desk.close()
         if self.flight is not None:
             await self._try("ending the flight", self.flight.end("the daemon ends"))
         for board in self.boards.values():
-        self._desk.close()
             await self._try(f"letting go of what board {board.name} has armed", board.calm())
             if board.energized:
                 await self._try(f"switching board {board.name} off", board.off("the daemon ends"))
@@ -318,9 +318,6 @@ class Daemon:
         )
         await Server(config).serve(sockets=[bind_unix(self.bench.api_socket)])
 
-    async def _watch_idle(self) -> None:
-        while True:
-            await asyncio.sleep(min(1.0, self._idle_s / 5))
     async def _serve_remote(self) -> None:
         """Listen for clients of other hosts, when the bench file says so."""
         wire = self.bench.file.remote
@@ -343,6 +340,9 @@ class Daemon:
         self._console(self._board(name))
         return self.runtime_dir / f"console-{name}.sock"
 
+    async def _watch_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._idle_s / 5))
             if (
                 self._remote is not None  # nobody on another host could start it again
                 or self._desk.busy()
@@ -765,23 +765,12 @@ class Daemon:
             "up_s": time.time() - self._started_s,
             "metrics": f"http://127.0.0.1:{self._metrics_port}/metrics",
             "log": str(self.state_dir / "daemon.log"),
+            "remote": self._remote,
             "boards": {name: self._board_status(board, holders.get(name)) for name, board in self.boards.items()},
             "flight": None if self.flight is None else self.flight.describe(),
             "deadman": {"alive": self._heart.alive, "armed": self._heart.armed, "pid": self._heart.pid},
         }
 
-    def _board_status(self, board: BoardOwner, lease: Lease | None) -> dict[str, Any]:
-        console = board.console
-        return {
-            "type": board.type.name,
-            "state": board.state,
-            "fault": board.fault,
-            "remote": self._remote,
-            "power_epoch": board.power_epoch,
-            "power": None if board.last is None else board.last.row(),
-            "link": None if board.link is None else board.link_state(),
-            "lease": None if lease is None else {"lease": lease.id, **_public(lease)},
-            "console": None
     def describe_bench(self) -> dict[str, Any]:
         """The bench file and its board types, for clients that cannot read them here."""
         return {
@@ -794,6 +783,17 @@ class Daemon:
             },
         }
 
+    def _board_status(self, board: BoardOwner, lease: Lease | None) -> dict[str, Any]:
+        console = board.console
+        return {
+            "type": board.type.name,
+            "state": board.state,
+            "fault": board.fault,
+            "power_epoch": board.power_epoch,
+            "power": None if board.last is None else board.last.row(),
+            "link": None if board.link is None else board.link_state(),
+            "lease": None if lease is None else {"lease": lease.id, **_public(lease)},
+            "console": None
             if console is None
             else {
                 "connected": console.connected,
