@@ -230,6 +230,13 @@ class Virtual(Strict):
     boards: dict[Name, VirtualBoardWire]
 
 
+class RemoteWire(Strict):
+    """Where clients of other hosts come in: TLS, a token a user (`hil bench token add USER`)."""
+
+    host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 is every network")
+    port: int = Field(default=7443, ge=0, le=65535, description="0 takes a free one; `hil bench status` says which")
+
+
 class BenchFile(Strict):
     """The bench file as written."""
 
@@ -239,6 +246,9 @@ class BenchFile(Strict):
     links: dict[Name, LinkWire] = Field(default_factory=dict)
     boards: dict[Name, BenchBoard] = Field(min_length=1)
     board_types: str = "../../boards"
+    remote: RemoteWire | None = Field(
+        default=None, description="let users of other hosts in; without it nothing listens"
+    )
     metrics_port: int = Field(default=0, ge=0, le=65535, description="127.0.0.1 port of /metrics; 0 takes a free one")
     virtual: Virtual | None = None
 
@@ -254,25 +264,16 @@ class BenchFile(Strict):
 @dataclass(frozen=True)
 class Bench:
     """A checked bench: the file, its identity and the types of its boards."""
-class RemoteWire(Strict):
-    """Where clients of other hosts come in: TLS, a token a user (`hil bench token add USER`)."""
-
-    host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 is every network")
-    port: int = Field(default=7443, ge=0, le=65535, description="0 takes a free one; `hil bench status` says which")
-
-
 
     path: Path
     id: str
     file: BenchFile
     types: dict[str, BoardType]
+    url: str = ""  # of a bench on another host: `path`, and files that `file` names, are there
 
     @property
     def name(self) -> str:
         return self.file.name
-    remote: RemoteWire | None = Field(
-        default=None, description="let users of other hosts in; without it nothing listens"
-    )
 
     @property
     def state_dir(self) -> Path:
@@ -293,7 +294,6 @@ class RemoteWire(Strict):
             name = next(iter(boards))
         if name is None:
             raise UsageError(f"bench {self.name} has several boards", hint=f"choose one: --board {'|'.join(boards)}")
-    url: str = ""  # of a bench on another host: `path`, and files that `file` names, are there
         if name not in boards:
             raise UsageError(f"bench {self.name} has no board {name!r}", hint=f"its boards: {', '.join(boards)}")
         return name, boards[name], self.types[boards[name].type]
