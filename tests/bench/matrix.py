@@ -99,6 +99,7 @@ name: {name}
 board_types: {types}
 supplies:
   psu1: {{driver: scpi, dialect: {dialect}, address: "tcp://127.0.0.1:{port}"{more}}}
+links: {links}
 boards:
   b1: {{type: loaded, power: [{{supply: psu1, channel: 1}}], console: {{port: {console}}}}}
 """
@@ -110,6 +111,11 @@ def until(condition: Callable[[], object], timeout_s: float = 15.0, what: str = 
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain {what}"
         time.sleep(0.005)
+
+
+# Nobody listens there: what a link's end costs, and what it must not cost.
+LINK = """{box1: {driver: netem-ssh, address: "ssh://root@127.0.0.1:1", key: /dev/null, known_hosts: /dev/null,
+  uplink_interface: eth0, downlink_interface: eth1}}"""
 
 
 class Proxy:
@@ -311,7 +317,9 @@ class Lab:
         more: str = "",
         outlet: bool = False,
         console: Path | None = None,
+        link: bool = False,
     ) -> None:
+        self.links = LINK if link else "{}"
         self.directory = directory
         self.console = console or directory / "no-console"
         self.watts = directory / "watts"
@@ -339,7 +347,13 @@ class Lab:
     def write_bench(self, name: str, port: int, dialect: str = "rigol-dp800", more: str = "") -> Path:
         path = self.directory / f"{name}.yaml"
         text = BENCH.format(
-            name=name, types=self.directory / "types", port=port, dialect=dialect, more=more, console=self.console
+            name=name,
+            types=self.directory / "types",
+            port=port,
+            dialect=dialect,
+            more=more,
+            console=self.console,
+            links=self.links,
         )
         path.write_text(text)
         return path
@@ -416,7 +430,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows of a run as they stand in docs/safety.md."""
     lines = ["| Row | Fault | Cut by | J beyond | s to off |", "|---|---|---|---:|---:|"]
     for row in rows:
-        cut_by = row["cut_by"].split(", more than")[0].replace("tasmota://", "").split(" 127.0.0.1")[0]
+        cut_by = row["cut_by"].split(", more than")[0].split(": tcp://")[0].split(" tasmota://")[0]
+        cut_by = cut_by.replace("b1: ", "").replace("safe state (", "power loop (").removesuffix(")")
+        cut_by += ")" * (cut_by.count("(") - cut_by.count(")"))
         lines.append(f"| `{row['row']}` | {row['fault']} | {cut_by} | {row['joules']:.1f} | {row['seconds']:.2f} |")
     return "\n".join(lines)
 

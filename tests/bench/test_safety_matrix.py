@@ -53,6 +53,7 @@ ROWS: dict[str, tuple[str, float]] = {
     "teardown-off": ("the daemon ends; switching the board off raises", 6.0),
     "teardown-power-off": ("the daemon ends; the off sequence itself raises", 8.0),
     "teardown-rest": ("the daemon ends; ending the power loop raises", 6.0),
+    "teardown-link": ("the daemon ends; clearing the link raises", 6.0),
     "teardown-console": ("the daemon ends; closing the console raises", 6.0),
     "teardown-supply": ("the daemon ends; closing the supply raises", 6.0),
     "teardown-journal": ("the daemon ends; closing the intent raises", 8.0),
@@ -64,6 +65,7 @@ BROKEN = {
     "teardown-off": "hil.bench.board:BoardOwner.off",
     "teardown-power-off": "hil.bench.safety:power_off",
     "teardown-rest": "hil.bench.board:BoardOwner.rest",
+    "teardown-link": "hil.bench.player:LinkOwner.close",
     "teardown-console": "hil.bench.consoles:Console.stop",
     "teardown-supply": "hil.drivers.scpi:ScpiSupply.close",
     "teardown-journal": "hil.bench.safety:IntentJournal.closed",
@@ -351,7 +353,7 @@ def test_an_exception_in_each_step_of_the_teardown(
     make_lab: MakeLab, tell: Tell, row: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MATRIX_BREAK", BROKEN[row])
-    lab = make_lab()
+    lab = make_lab(link=row == "teardown-link")
     with lab.powered() as (daemon, lease, _):
         pid, _ = lab.pids(daemon)
         if row == "teardown-flight":
