@@ -75,7 +75,9 @@ def check_mission(mission: Mission, board: BoardType, place: Place | None = None
 
 def _features(mission: Mission, place: Place) -> Finding:
     """What the mission as a whole cannot do without; a step or a criterion may need more."""
-    needed = set(mission.file.requires) | {"console", "mgmt"}
+    needed = set(mission.file.requires) | {"console"}  # without mgmt, the console carries commands and small files
+    if any(step.upload is not None and step.upload.preload_bytes for step in mission.file.steps):
+        needed.add("mgmt")
     if any(step.kind in {"upload", "query", "loss_of_signal", "check"} for step in mission.file.steps):
         needed.add("payload")
     lacking = sorted(needed - place.features)

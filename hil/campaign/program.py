@@ -7,14 +7,16 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hil.campaign import steps
 from hil.campaign.flying import Flying
-from hil.drivers.ssh import Shell
 from hil.errors import BenchError, BoardError, UsageError
 from hil.inventory.mission_steps import RunStep
 from hil.model import Completed
+
+if TYPE_CHECKING:
+    from hil.client.shell import AnyShell
 
 _LEAD_S = 1.0  # mission seconds after an umbra's beginning at which a program starts
 _TAIL = 400  # characters of its output that an error shows
@@ -160,7 +162,7 @@ def _to_its_end(flying: Flying, step: RunStep, argv: list[str]) -> None:
     _judge_exit(flying, step, done)
 
 
-def _shell(flying: Flying, step: RunStep) -> tuple[Shell, bool]:
+def _shell(flying: Flying, step: RunStep) -> tuple[AnyShell, bool]:
     """The shell that starts the program, and whether it was opened for that alone."""
     if step.plane == "payload":
         return flying.board.payload_shell(timeout_s=20.0), True

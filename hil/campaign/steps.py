@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hil.bench.journal import read_events
 from hil.campaign.admission import Admission
 from hil.campaign.flying import MAILBOX_PORT, MODEL_PORT, Flying
+from hil.client.console_shell import ConsoleShell
 from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
 from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inference import client as llm
@@ -32,6 +33,9 @@ from hil.mission.passes import Contact
 from hil.mission.shadow import Eclipse
 from hil.model import Span
 
+if TYPE_CHECKING:
+    from hil.client.shell import AnyShell
+
 # Mission seconds before AOS at which a skip lands, so that the edge itself is flown, not jumped over.
 LEAD_S = 1.0
 # Shorter contacts are not worth a connection.
@@ -49,7 +53,8 @@ ShellError = (ShellLost, ShellTimeout)
 
 
 def boot(flying: Flying, step: BootStep) -> None:
-    """Output on through the safety sequence, then firmware, kernel, login on the console and SSH on mgmt."""
+    """Output on through the safety sequence, then firmware, kernel, login on the console and a shell: SSH on mgmt, or
+    on the console where the bench file names no mgmt."""
     start = flying.board.console.mark()
     flying.board.power.on()
     await_boot(flying, start, switched_on(flying, "board_on"), cause="power on")
@@ -71,8 +76,9 @@ def await_boot(flying: Flying, start: int, powered: float, cause: str) -> None:
         since = None
         times[name] = match.t_mono - powered
     flying.say(f"  login after {times['login_s']:.1f} s")
-    flying.board.reconnect(timeout_s=max(deadline - time.monotonic(), 10.0))
-    times["ssh_s"] = time.monotonic() - powered
+    shell = flying.board.reconnect(timeout_s=max(deadline - time.monotonic(), 10.0))
+    # A board without mgmt has its shell on the console: that is no SSH session, and is not told as one.
+    times["shell_s" if isinstance(shell, ConsoleShell) else "ssh_s"] = time.monotonic() - powered
     flying.event("boot", cause=cause, **times)
 
 
@@ -81,8 +87,11 @@ def switched_on(flying: Flying, kind: str) -> float:
     return float([event for event in read_events(flying.journal.path) if event["kind"] == kind][-1]["on_mono"])
 
 
-def put_file(shell: Shell, source: Path, target: str) -> None:
-    """One small or preparatory file over mgmt, replacing what is there."""
+def put_file(shell: AnyShell, source: Path, target: str) -> None:
+    """One small or preparatory file over mgmt, or the console of a board without, replacing what is there."""
+    if isinstance(shell, ConsoleShell):
+        shell.put(source, target)
+        return
     shell.run(["rm", "-f", f"{target}.part"], timeout_s=20, check=True)
     Upload(source, target).run(shell, stall_s=30.0)
     shell.run(["mv", f"{target}.part", target], timeout_s=20, check=True)
@@ -174,7 +183,13 @@ def _preload(flying: Flying, send: Upload, count: int) -> int:
         if acknowledged >= count:
             enough.set()
 
-    return send.run(flying.board.shell, stall_s=30.0, stop=enough, on_progress=progress).offset
+    shell = flying.board.shell
+    if isinstance(shell, ConsoleShell):
+        raise UsageError(
+            f"board {flying.board_name} has no mgmt port, and its console is too slow for `preload_bytes`",
+            hint="add `mgmt:` to the bench file, or leave `preload_bytes` out",
+        )
+    return send.run(shell, stall_s=30.0, stop=enough, on_progress=progress).offset
 
 
 def _upload_window(flying: Flying, send: Upload, end_s: float) -> bool:

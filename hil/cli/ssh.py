@@ -18,7 +18,8 @@ from hil.errors import BenchError, UsageError
 from hil.inventory.bench import Bench, PayloadWire, SshWire
 
 if TYPE_CHECKING:
-    from hil.drivers.ssh import Attempt, Shell
+    from hil.client.shell import AnyShell
+    from hil.drivers.ssh import Attempt
 
 plane_option = click.option(
     "--plane", type=click.Choice(["mgmt", "payload"]), default="mgmt", show_default=True, help="payload: the link"
@@ -96,11 +97,17 @@ def _confirm(seen: str, wanted: str | None, yes: bool) -> None:
 @click.argument("target")
 def put(bench_file: str | None, board_name: str | None, plane: str, source: Path, target: str) -> None:
     """Copy the file SOURCE to TARGET on the board; resumed where an earlier try ended, hashed before it is in place."""
+    from hil.client.console_shell import ConsoleShell
     from hil.drivers import ssh as files
 
     there = f"{target}{source.name}" if target.endswith("/") else target
-    with _shell(bench_file, board_name, plane) as shell, _progress(source.stat().st_size) as moved:
-        attempt = files.put(shell, source, there, on_progress=moved)
+    with _shell(bench_file, board_name, plane) as shell:
+        if isinstance(shell, ConsoleShell):
+            shell.put(source, there)
+            click.echo(f"{source} -> {there}: over the console")
+            return
+        with _progress(source.stat().st_size) as moved:
+            attempt = files.put(shell, source, there, on_progress=moved)
     _told(attempt, f"{source} -> {there}")
 
 
@@ -112,22 +119,30 @@ def put(bench_file: str | None, board_name: str | None, plane: str, source: Path
 @click.argument("target", type=click.Path(path_type=Path), default=Path())
 def get(bench_file: str | None, board_name: str | None, plane: str, source: str, target: Path) -> None:
     """Copy the file SOURCE of the board to TARGET (a file or a directory); resumed and hashed likewise."""
+    from hil.client.console_shell import ConsoleShell
     from hil.drivers import ssh as files
 
     here = target / source.rpartition("/")[2] if target.is_dir() else target
-    with _shell(bench_file, board_name, plane) as shell, _progress(None) as moved:
-        attempt = files.get(shell, source, here, on_progress=moved)
+    with _shell(bench_file, board_name, plane) as shell:
+        if isinstance(shell, ConsoleShell):
+            here.write_bytes(shell.get(source))
+            click.echo(f"{source} -> {here}: over the console")
+            return
+        with _progress(None) as moved:
+            attempt = files.get(shell, source, here, on_progress=moved)
     _told(attempt, f"{source} -> {here}")
 
 
 @contextlib.contextmanager
-def _shell(bench_file: str | None, board_name: str | None, plane: str) -> Iterator[Shell]:
-    """A shell under the lease that this user holds."""
+def _shell(bench_file: str | None, board_name: str | None, plane: str) -> Iterator[AnyShell]:
+    """A shell under the lease that this user holds: over the console where a board has no mgmt port."""
     from hil.cli.lease import held_lease
     from hil.client import attach
 
     bench = the_bench(bench_file)
-    name, _ = _wire(bench, board_name, plane)
+    name, wires, _ = bench.board(board_name)
+    if plane == "payload" or wires.console is None:
+        _wire(bench, board_name, plane)
     with attach(bench) as client, held_lease(client, bench, name) as lease:
         held = client.board(name, lease)
         if plane == "mgmt":

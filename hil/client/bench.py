@@ -25,8 +25,9 @@ from hil.model import LinkState, Reading
 if TYPE_CHECKING:
     from hil import inventory
     from hil.client.remote import StreamRelay
+    from hil.client.shell import AnyShell
     from hil.drivers.ssh import Shell
-    from hil.inventory.bench import BenchBoard, SshWire
+    from hil.inventory.bench import BenchBoard, ConsoleWire, SshWire
     from hil.inventory.board_type import BoardType
 
 POWER_TIMEOUT_S = 60.0
@@ -256,7 +257,7 @@ class Board:
         self.power = Power(self)
         self.link = Link(self)
         self._console: Console | None = None
-        self._kept = KeptShell(name, lambda timeout_s: self._connect(self.wires.mgmt, None, timeout_s))
+        self._kept = KeptShell(name, self._dial)
 
     @property
     def console(self) -> Console:
@@ -264,39 +265,38 @@ class Board:
         if self.wires.console is None:
             raise UsageError(f"board {self.name} has no console", hint="add `console:` to the bench file")
         if self._console is None:
-            path = self.bench.console_socket(self.name)
-            guard = None if self.lease is None else self.check
-            wire = self.wires.console
-            self._console = Console.served(
-                self.name,
-                path,
-                self._token,
-                self.type.boot.death,
-                guard,
-                pace_bytes=wire.pace_bytes,
-                user=wire.user,
-                password=wire.password,
-            )
+            self._console = self._open_console(self.wires.console)
         return self._console
 
+    def _open_console(self, wire: ConsoleWire) -> Console:
+        return Console.served(
+            self.name,
+            self.bench.console_socket(self.name),
+            self._token,
+            self.type.boot.death,
+            None if self.lease is None else self.check,
+            pace_bytes=wire.pace_bytes,
+            user=wire.user,
+            password=wire.password,
+        )
+
     @property
-    def shell(self) -> Shell:
-        """The shell over the management port; connected at first use and again after it was lost.
+    def shell(self) -> AnyShell:
+        """The shell over the management port, or over the serial console of a board that has none (`ConsoleShell`);
+        connected at first use and again after it was lost.
 
         Raises Rebooted, once, when the board went through a reboot meanwhile that this client's power calls or
         `reconnect` did not announce.
         """
         self.check()
-        self._wire("mgmt", self.wires.mgmt)
         return self._kept.get()
 
-    def reconnect(self, timeout_s: float) -> Shell:
-        """A new connection to the management port, to whatever boot of the board, tried until it stands.
+    def reconnect(self, timeout_s: float) -> AnyShell:
+        """A new connection to the management port (or console), to whatever boot of the board, tried until it stands.
 
         Raises the last BoardError in the end.
         """
         self.check()
-        self._wire("mgmt", self.wires.mgmt)
         return self._kept.reconnect(timeout_s)
 
     def payload_shell(self, timeout_s: float = 20.0) -> Shell:
@@ -340,6 +340,14 @@ class Board:
     def disconnect(self) -> None:
         """Drop the management connection without a farewell."""
         self._kept.drop()
+
+    def _dial(self, timeout_s: float) -> AnyShell:
+        """Over mgmt; without one, over a stream of its own of the console: others read on meanwhile."""
+        if self.wires.mgmt is not None or self.wires.console is None:
+            return self._connect(self.wires.mgmt, None, timeout_s)
+        from hil.client.console_shell import ConsoleShell
+
+        return ConsoleShell.connect(self._open_console(self.wires.console), timeout_s, self.type.runtime_python)
 
     def _connect(self, wire: SshWire | None, broker: Path | None, timeout_s: float) -> Shell:
         try:

@@ -7,13 +7,16 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hil.errors import BoardError
 
 if TYPE_CHECKING:
+    from hil.client.console_shell import ConsoleShell
     from hil.drivers.ssh import Login, Shell
     from hil.inventory.bench import JumpHost, SshWire
+
+    AnyShell: TypeAlias = Shell | ConsoleShell
 
 ATTEMPT_S = 20.0
 BETWEEN_S = 0.2  # between two attempts at a board that boots
@@ -65,12 +68,12 @@ def openssh(hops: Sequence[Login]) -> list[str]:
 class KeptShell:
     """One connection at a time, made by `dial(timeout_s)`; `boot_id` is the boot that its user knows of."""
 
-    def __init__(self, name: str, dial: Callable[[float], Shell]) -> None:
+    def __init__(self, name: str, dial: Callable[[float], AnyShell]) -> None:
         self._name, self._dial = name, dial
-        self._shell: Shell | None = None
+        self._shell: AnyShell | None = None
         self.boot_id: str | None = None
 
-    def get(self, timeout_s: float = ATTEMPT_S) -> Shell:
+    def get(self, timeout_s: float = ATTEMPT_S) -> AnyShell:
         """The shell, connected again if it was lost.
 
         Raises Rebooted, once, when the board that answers then is in another boot than before; the next call goes on.
@@ -86,7 +89,7 @@ class KeptShell:
             )
         return shell
 
-    def reconnect(self, timeout_s: float) -> Shell:
+    def reconnect(self, timeout_s: float) -> AnyShell:
         """A new connection, tried until it stands, to whatever boot. Raises the last BoardError in the end."""
         self.drop()
         deadline = time.monotonic() + timeout_s

@@ -6,11 +6,14 @@ import asyncio
 import itertools
 import json
 import os
+import sys
 import time
 import tty
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from console_board import ShellBoard
@@ -19,9 +22,11 @@ from hypothesis import strategies as st
 
 from hil.bench.consoles import Console as Server
 from hil.bench.consoles import LineIndex, Ring
+from hil.client.bench import Board as ClientBoard
 from hil.client.console import Console
 from hil.client.expect import Pattern, Search
 from hil.errors import BenchError, BoardError, UsageError
+from hil.inventory.bench import ConsoleWire
 
 
 class Board:
@@ -299,3 +304,39 @@ def test_ring_and_line_index_lose_nothing(chunks: list[bytes]) -> None:
     lines += index.rest()
     assert b"".join(stream[offset : offset + length] for _, offset, length in lines) == stream
     assert all(stream[offset : offset + length].count(b"\n") <= 1 for _, offset, length in lines)
+
+
+def test_a_board_without_mgmt_has_its_shell_on_the_console(tmp_path: Path) -> None:
+    epoch = [1]
+    lease: Any = SimpleNamespace(token="right", check=lambda name: None, power_epochs={})
+
+    def call(method: str, path: str, **_: Any) -> dict[str, int]:
+        if epoch[0] != 1:
+            raise BenchError("the power of board vb1 was cut")
+        return {"power_epoch": epoch[0]}
+
+    bench: Any = SimpleNamespace(console_socket=lambda name: tmp_path / "c.sock", http=SimpleNamespace(call=call))
+    wires: Any = SimpleNamespace(mgmt=None, payload=None, console=ConsoleWire(port="/dev/unused"))
+    kind: Any = SimpleNamespace(boot=SimpleNamespace(death=()), runtime_python=sys.executable)
+
+    def work() -> None:
+        board = ClientBoard(bench, "vb1", wires, kind, lease)
+        mark = board.console.mark()
+        assert board.shell.run(["uname", "-s"], 10).stdout == "Linux\n"
+        assert "uname" in board.console.expect("uname -s", 5, since=mark).text  # the console's own stream reads on
+        first = board.shell
+        assert board.shell is first
+        board.disconnect()
+        assert board.shell is not first
+        epoch[0] = 2
+        with pytest.raises(BenchError, match="was cut"):
+            board.shell.run(["true"], 10)
+
+    async def scenario() -> None:
+        with ShellBoard() as terminal:
+            (tmp_path / "port").symlink_to(terminal.path)
+            async with serving(tmp_path) as console:
+                await until(lambda: console.connected)
+                await asyncio.to_thread(work)
+
+    run(scenario())

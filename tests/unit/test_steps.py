@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from console_board import ShellBoard
 
 from hil.campaign import endurance, program, steps
 from hil.campaign.admission import Admission
 from hil.campaign.pace import Pace
+from hil.client.console import Console
+from hil.client.console_shell import ConsoleShell
 from hil.errors import BenchError, BoardError, UsageError
 from hil.inference.client import LinkLost
 from hil.inventory.mission_steps import CruiseStep, DutyCycleStep, QueryStep, RunStep
@@ -413,3 +417,29 @@ def test_a_burst_ends_at_the_next_token_and_says_when(monkeypatch: pytest.Monkey
     assert 0.0 < load["t_quiet_mono"] - stopped < 1.0
     assert load["tokens"] == len(recorded) >= 2
     assert load["wall_s"] >= 0.3
+
+
+# --- a board without a management port --------------------------------------------------------------------------------
+
+
+class ConsoleBoard:
+    """A board whose shell is its console's: a real shell on a terminal."""
+
+    def __init__(self, console: ShellBoard) -> None:
+        self.shell = ConsoleShell.connect(Console.on_port(console.path), 10, sys.executable)
+
+
+def test_small_files_go_over_the_console_and_large_ones_are_refused(tmp_path: Path) -> None:
+    with ShellBoard() as terminal:
+        board = ConsoleBoard(terminal)
+        source, target = tmp_path / "onboard.py", tmp_path / "there.py"
+        source.write_text("print('here')\n")
+        steps.put_file(board.shell, source, str(target))
+        assert target.read_text() == source.read_text()
+        flight = SimpleNamespace(
+            board=board, board_name="vb1", mission=SimpleNamespace(path="m.yaml"), say=lambda text: None
+        )
+        with pytest.raises(UsageError, match="no mgmt port, and its console is too slow") as caught:
+            steps._preload(flight, SimpleNamespace(), 1000)  # type: ignore[arg-type]
+        assert "mgmt" in caught.value.hint
+        board.shell.close()
