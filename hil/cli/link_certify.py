@@ -27,6 +27,7 @@ def certify(bench: Bench | None, board_name: str | None, plan: Plan, say: Callab
 
     The daemon must not run: a link has one owner. Raises UsageError, BenchError.
     """
+    be_prompt(inherited=True)  # the SSH connection's thread and the far end as well: they are the measure
     with contextlib.ExitStack() as stack:
         if bench is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hil-")))
@@ -39,7 +40,6 @@ def certify(bench: Bench | None, board_name: str | None, plan: Plan, say: Callab
                 raise UsageError(f"board {name} has no payload link", hint="add `payload:` to the bench file")
             link, limits = stack.enter_context(_claimed(bench, wires.payload.link))
             far = stack.enter_context(_far_end(bench, name, wires.payload))
-        be_prompt()
         say(f"far end: {far.what}")
         found = Certifier(link, far.path, limits, far.one_clock, plan, say).measure()
     extra = {"bench": None if bench is None else bench.name, "far_end": far.what}

@@ -35,6 +35,19 @@ class Box:
     forget: str = ""  # an option that this box silently drops
     cut_after: int = 10**9  # lines until the connection dies
     sessions: int = 0
+    ran: list[str] = field(default_factory=list)
+    ingress_says: str = "done"
+
+    def told_ifb(self, command: str) -> str:
+        """A shell on the box that makes, finds and removes the ifb device of eth1."""
+        if "link add" in command:
+            if self.ingress_says == "done":
+                self.roots["hi-eth1"] = dict(DEFAULT)
+            return self.ingress_says
+        if "link del" in command:
+            self.roots.pop("hi-eth1", None)
+            return ""
+        return "there" if "hi-eth1" in self.roots else ""
 
     def connect(self) -> FakeSession:
         self.sessions += 1
@@ -121,6 +134,11 @@ class FakeSession:
         return self.lines.pop(0)
 
     def run(self, command: str, timeout_s: float) -> str:
+        self.box.ran.append(command)
+        if "ifb" in command or "[ -e" in command:
+            return self.box.told_ifb(command)
+        if "ethtool -K" in command:
+            return ""
         if "ethtool" in command:
             return "== eth1\ntcp-segmentation-offload: off\n== eth0\ntcp-segmentation-offload: on\n"
         return "6.1.0\ntc utility, iproute2-6.1.0\nloaded\ntsc\n"
@@ -365,6 +383,45 @@ def test_a_foreign_root_qdisc_is_refused_and_kept(box: Box) -> None:
 def test_clear_of_an_untouched_box_changes_nothing(box: Box) -> None:
     assert driver(box).clear() == []
     assert [line for line in box.heard if "show" not in line] == []
+
+
+def test_offloads_are_switched_off_when_the_link_is_opened_and_on_again_when_cleared(box: Box) -> None:
+    link = driver(box)
+    link.open()
+    link.apply({"uplink": LinkState()}, 0)
+    assert [line for line in box.ran if "ethtool -K" in line] == ["/sbin/ethtool -K eth0 tso off"]
+    link.clear()
+    assert box.ran[-1] == "/sbin/ethtool -K eth0 tso on"
+
+
+def test_arrivals_at_a_port_are_shaped_through_a_device_that_goes_away_again(box: Box) -> None:
+    link = NetemSsh("box1", {"uplink": "eth1", "downlink": "ingress:eth1"}, box.connect, sudo="sudo -n ")
+    assert link.state() == {"uplink": None, "downlink": None}  # a look makes nothing
+    assert "hi-eth1" not in box.roots
+    link.apply({"downlink": LinkState(delay_s=0.01)}, 0)
+    assert box.roots["hi-eth1"]["kind"] == "netem"
+    made = next(line for line in box.ran if "link add" in line)
+    assert made.startswith("{ sudo -n /sbin/ip link add hi-eth1 type ifb && ")
+    assert "sudo -n /sbin/tc filter add dev eth1 parent ffff:" in made
+    assert link.clear() == ["ingress:eth1"]
+    assert "hi-eth1" not in box.roots
+    link.apply({"downlink": LinkState(delay_s=0.02)}, 0)  # and is made again
+    assert "hi-eth1" in box.roots
+
+
+def test_an_ingress_that_somebody_else_has_is_refused(box: Box) -> None:
+    box.ingress_says = "Error: Exclusivity flag on, cannot modify."
+    with pytest.raises(BenchError, match="ingress of eth1: the box says: Error: Exclusivity flag"):
+        NetemSsh("box1", {"downlink": "ingress:eth1"}, box.connect).open()
+    assert box.ran[-1] == "{ /sbin/ip link del hi-eth1; } 2>&1"  # the other one's ingress stays
+
+
+def test_a_foreign_root_qdisc_is_replaced_when_told(box: Box) -> None:
+    box.roots["eth0"] = {"kind": "tbf", "handle": "77:", "root": True, "options": {}}
+    link = driver(box)
+    link.replace_foreign = True
+    link.apply({"downlink": LinkState()}, 0)
+    assert box.roots["eth0"]["kind"] == "netem"
 
 
 def test_preflight_warns_of_what_bends_results(box: Box) -> None:
