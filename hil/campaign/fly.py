@@ -41,12 +41,14 @@ def fly(
     runs: Path = Path("runs"),
     pace: Pace | None = None,
     say: Say = lambda line: None,
+    on_run: Callable[[Path], None] = lambda run: None,
     on_flight: Callable[[Flight, Path], None] = lambda flight, run: None,
 ) -> Finished:
     """Fly `mission` on a board of `bench`; returns the verdict and where the record lies. `pace`: wishes for its clock.
 
     Whatever happens, the board ends in its safe state and the record is evaluated; a fault of the bench makes the
-    verdict `infra`, never `pass`. `on_flight` is called once the clock runs, for a progress display.
+    verdict `infra`, never `pass`. `on_run` is called with the run's directory before the bench is
+    touched, and may refuse (HilError) to fly; `on_flight` once the clock runs, for a progress display.
     Raises UsageError before anything is touched when mission and bench do not fit.
     """
     pace = Pace.of(mission) if pace is None else pace
@@ -62,6 +64,7 @@ def fly(
     interrupted = threading.Event()
     with Journal(run / "events.jsonl", "campaign") as journal:
         try:
+            on_run(run)
             with attach(bench) as daemon, daemon.lease([name]) as lease:
                 add_provenance(run, fixtures=_examine(daemon, name, wires, journal))
                 board = daemon.board(name, lease)

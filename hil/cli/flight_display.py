@@ -26,16 +26,36 @@ PLAIN_EVERY_S = 5.0
 
 
 def fly_with_display(
-    bench: Bench, mission: Mission, *, board_name: str | None = None, runs: Path, pace: Pace | None = None
+    bench: Bench,
+    mission: Mission,
+    *,
+    board_name: str | None = None,
+    runs: Path,
+    pace: Pace | None = None,
+    certify: bool = False,
 ) -> Finished:
-    """Fly and show it; prints the verdict table and where the record lies."""
+    """Fly and show it; prints the verdict table and where the record lies. `certify`: first measure the link."""
     from hil.campaign.fly import fly
 
     console = Console(highlight=False)
     display = _Display(console, mission.file.title)
+
+    def certified(run: Path) -> None:
+        from hil.cli import link_certify
+
+        if certify:
+            link_certify.for_flight(bench, board_name, run, display.say)
+
     with display:
         finished = fly(
-            bench, mission, board_name=board_name, runs=runs, pace=pace, say=display.say, on_flight=display.watch
+            bench,
+            mission,
+            board_name=board_name,
+            runs=runs,
+            pace=pace,
+            say=display.say,
+            on_run=certified,
+            on_flight=display.watch,
         )
     print_verdict(console, finished)
     return finished

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hil.bench.certificate import EMULATED, NETEM_LOCAL, NETEM_REMOTE, USER_SPACE, Certificate, Certifier, Limits, Plan
+from hil.bench.certificate import (
+    EMULATED,
+    NETEM_LOCAL,
+    NETEM_REMOTE,
+    QUICK,
+    USER_SPACE,
+    Certificate,
+    Certifier,
+    Limits,
+    Plan,
+)
 from hil.bench.far_end import FarEnd, behind_stream, on_board, user_space_bench
 from hil.bench.links import link_driver
 from hil.bench.safety import InstrumentLock
@@ -44,6 +54,18 @@ def certify(bench: Bench | None, board_name: str | None, plan: Plan, say: Callab
         found = Certifier(link, far.path, limits, far.one_clock, plan, say).measure()
     extra = {"bench": None if bench is None else bench.name, "far_end": far.what}
     return Certificate(found.verdict, found.criteria, {**extra, **found.facts})
+
+
+def for_flight(bench: Bench, board_name: str | None, run: Path, say: Callable[[str], None]) -> None:
+    """Measure before a flight, into `certificate.json` of its run. BenchError when the link does not pass."""
+    found = certify(bench, board_name, QUICK, say)
+    write(found, run / "certificate.json")
+    if found.verdict != "pass":
+        bad = "; ".join(f"{row.name}: {row.evidence}" for row in found.criteria if row.verdict != "pass")
+        raise BenchError(
+            f"the link's certificate is {found.verdict}: {bad}",
+            hint="on a busy host the bare path is noisy: try again when it is idle, or fly without --certify",
+        )
 
 
 def write(certificate: Certificate, path: Path) -> None:

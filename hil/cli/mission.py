@@ -376,6 +376,7 @@ def _print_summary(timeline: Timeline, told: Overview, out: Path | None) -> None
 @click.option("--rate", type=float, metavar="K", help="clock rate of steps that scale time; gaps are flown at it too")
 @click.option("--contacts-only", is_flag=True, help="skip the gaps between contacts, also with --rate and in cruises")
 @_span_options("the flight")
+@click.option("--certify", is_flag=True, help="measure the link first, into the run; fly only if it passes")
 @click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True)
 def fly(
     mission_file: Path,
@@ -386,6 +387,7 @@ def fly(
     contacts_only: bool,
     start: str | None,
     until: str | None,
+    certify: bool,
     runs: Path,
 ) -> int:
     """Fly a mission on a board; exit code is the verdict's.
@@ -405,7 +407,7 @@ def fly(
     _overview(item)
     bench = the_bench(bench_file)
     _warn(energy_cautions(item, environment(item, bench.board(board_name)[2])))
-    finished = fly_with_display(bench, item, board_name=board_name, runs=runs, pace=pace)
+    finished = fly_with_display(bench, item, board_name=board_name, runs=runs, pace=pace, certify=certify)
     return int(finished.exit_code)
 
 

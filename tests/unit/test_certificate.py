@@ -23,7 +23,7 @@ from hil.drivers import link_agent, link_backends
 from hil.drivers.link_agent import OVERHEAD_BYTES, Tally
 from hil.drivers.link_backends import Backend
 from hil.errors import BenchError, UsageError
-from hil.model import Applied, Direction, LinkState
+from hil.model import Applied, Criterion, Direction, LinkState
 
 LIMITS = Limits(0.1e-3, 0.5e-3, 5e-3)
 PLAN = Plan(probes=50, delays_s=(0.02,), rate_window_s=1.0, loss_packets=1000, edges=4, edge_gap_s=0.02)
@@ -311,3 +311,26 @@ def test_certify_exits_by_its_verdict_and_writes_it_down(
 def test_a_certificate_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot write"):
         link_certify.write(certificate.Certificate("pass", (), {}), tmp_path / "none" / "c.json")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before a flight
+
+
+def test_a_flight_that_asks_for_it_keeps_its_certificate_and_needs_it_to_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    verdict: Any = "pass"
+
+    def certify(bench: Any, board: Any, plan: Any, say: Any) -> certificate.Certificate:
+        row = Criterion("delay uplink", verdict, 0.1, "0.5 ms", "s", None, "error 100 ms")
+        return certificate.Certificate(verdict, (row,), {"backend": "fake"})
+
+    monkeypatch.setattr(link_certify, "certify", certify)
+    bench: Any = None
+    link_certify.for_flight(bench, None, tmp_path, print)
+    assert json.loads((tmp_path / "certificate.json").read_text())["verdict"] == "pass"
+    verdict = "fail"
+    with pytest.raises(BenchError, match="certificate is fail: delay uplink: error 100 ms"):
+        link_certify.for_flight(bench, None, tmp_path, print)
+    assert json.loads((tmp_path / "certificate.json").read_text())["verdict"] == "fail"
