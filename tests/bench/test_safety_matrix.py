@@ -32,7 +32,7 @@ ROWS: dict[str, tuple[str, float]] = {
     "overload": ("nothing but the board's overload", 1.5),
     "kill-9": ("the daemon is killed with SIGKILL", 2.0),
     "sigstop": ("the daemon is stopped with SIGSTOP", 3.0),
-    "out-of-memory": ("the kernel's out-of-memory killer takes the daemon (memory cgroup)", 3.0),
+    "out-of-memory": ("the kernel's out-of-memory killer takes the daemon (memory cgroup; from the request on)", 6.0),
     "memory-refused": ("every further allocation of the daemon fails (RLIMIT_AS)", 4.0),
     "deadman-killed": ("the dead-man is killed", 2.0),
     "deadman-stopped": ("the dead-man is stopped", 5.0),
