@@ -12,6 +12,7 @@ from hil.bench.board import BoardOwner
 from hil.bench.host import host_checks
 from hil.bench.levels import CutTimes, capability_level, outlet_answer
 from hil.bench.player import LinkOwner
+from hil.drivers import link_backends
 from hil.drivers.dialects import dialect
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import HilError, UsageError
@@ -47,6 +48,9 @@ async def examine(
         *(_link(name, link) for name, link in links.items()),
     )
     checks = [Check("host", *row) for row in await asyncio.to_thread(host_checks, [state_dir])]
+    if links:
+        here = await asyncio.to_thread(lambda: link_backends.told(link_backends.backends()))
+        checks.append(Check("host", "link emulators", None, here))
     checks += [check for group in groups for check in group]
     for name, board in boards.items():  # afterwards: what a supply can do is known once it has answered
         checks += await _channels(name, board, cut_times, deadman_alive)

@@ -36,6 +36,13 @@ def chosen(found: tuple[Backend, ...]) -> Backend | None:
     return next((backend for backend in found if backend.usable), None)
 
 
+def told(found: tuple[Backend, ...]) -> str:
+    """One line: which is the best here and why, and why not those before it."""
+    best = chosen(found)
+    reasons = [f"not {item.driver}: {item.why}" for item in (found if best is None else found[: found.index(best)])]
+    return "; ".join(["none works here" if best is None else f"{best.driver} is best here: {best.why}", *reasons])
+
+
 def _netem() -> Backend:
     module = netem_module()
     facts = [f"kernel {platform.release()}", f"sch_netem {module}", _tc_version()]

@@ -282,6 +282,8 @@ def test_backends_prefer_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -
     as_json = json.loads(CliRunner().invoke(link_cli.link, ["backends", "--json"]).output)
     assert as_json["chosen"] == "user-space"
     assert link_backends.chosen(found[:1]) is None
+    assert link_backends.told(found) == "user-space is best here: ok; not netem: no module"
+    assert link_backends.told(found[:1]) == "none works here; not netem: no module"
 
 
 def test_this_hosts_backends_are_told_with_a_reason() -> None:
