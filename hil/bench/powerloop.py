@@ -28,9 +28,9 @@ from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, L
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
 from hil.errors import BenchError, HilError, SafetyError, UsageError
+from hil.mission.eps import GAIN_LIMIT
 from hil.model import Reading, Setpoint
 
-GAIN_LIMIT = 0.5
 State = Literal["off", "on", "shed", "tripped"]
 OnEvent = Callable[[str, dict[str, Any]], None]
 OnCut = Callable[[str], None]

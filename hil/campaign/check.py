@@ -14,6 +14,7 @@ from hil.campaign.verdict import check_criteria
 from hil.errors import UsageError
 from hil.inventory.environment import environment
 from hil.mission import budget
+from hil.mission.eps import GAIN_LIMIT, EpsModel
 from hil.mission.timeline import compile_timeline
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def check_mission(mission: Mission, board: BoardType, place: Place | None = None
         findings.append(_upload(mission, timeline))
     findings += [_rates(mission, timeline, place), _edges(mission, timeline)]
     findings += [_envelope(board, mission), _bus_range(board, mission), _balance(timeline), _sunlight(timeline)]
+    findings.append(_loop(timeline, board))
     if "eclipse" in kinds:
         findings += [_eclipse(timeline), _platform(timeline)]
     if timeline.environment.thermal is not None and timeline.environment.thermal.cutoff is not None:
@@ -172,6 +174,20 @@ def _bus_range(board: BoardType, mission: Mission) -> Finding:
         f"{limits.undervoltage_lockout_v:g} to {limits.voltage_max_v:g} V"
     )
     return Finding("the bus within the board's voltages", ok, found, {"low_v": low, "high_v": high})
+
+
+def _loop(timeline: Timeline, board: BoardType) -> Finding:
+    """What the power loop refuses before a flight, as far as the mission alone decides it."""
+    what, power = "a supply can play the power system", timeline.environment.power
+    if power is None:
+        return Finding(what, False, "the mission has no `power:`")
+    if power.eps.direct is not None:
+        return Finding(what, False, "`conversion: direct` is not flown: below its maximum an array is a current source")
+    eps, full_w = EpsModel(power.eps), power.board_full_w or board.power.inference_w
+    floor_v = max(board.supply.voltage_min_v, power.shed.shed_v if power.shed else 0.0)
+    gain = max(eps.gain(full_w), eps.gain(full_w, floor_v))
+    found = f"the loop's gain is {gain:.3f} at {full_w:g} W, at most {GAIN_LIMIT} is flown"
+    return Finding(what, gain <= GAIN_LIMIT, found, {"gain": round(gain, 4)})
 
 
 def _balance(timeline: Timeline) -> Finding:

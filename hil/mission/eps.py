@@ -22,6 +22,8 @@ from hil.errors import UsageError
 from hil.mission.battery import NMC_OCV, Battery, Polarization, Source
 from hil.mission.solar_array import ArrayCurrent, SasCurve
 
+#: Loop gain above which a supply that follows this model does not settle well enough to be flown.
+GAIN_LIMIT = 0.5
 _SOLVER_STEPS = 60
 _SOLVER_A = 1e-13
 _SOLVER_W = 1e-9  # the ledger does not see it: what the array gives is booked as what the bus takes

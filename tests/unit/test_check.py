@@ -57,6 +57,19 @@ def test_a_bus_that_would_harm_the_board_is_said(tmp_path: Path) -> None:
     assert found.data["high_v"] == pytest.approx(21.0)
 
 
+def test_what_the_power_loop_would_refuse_is_said_before_a_flight(tmp_path: Path) -> None:
+    what = "a supply can play the power system"
+    found = check(tmp_path, {})[what]
+    assert found.ok is True
+    assert found.data["gain"] == pytest.approx(0.3 * 15.0 / 13.2**2, abs=1e-4)
+    soft = check(tmp_path, {"power": {"battery": {"resistance_ohm": 6.0}}})[what]
+    assert (soft.ok, soft.data["gain"]) == (False, pytest.approx(6.0 * 15.0 / 13.2**2, abs=1e-4))
+    curve = {"voc_v": 20, "isc_a": 2.75, "vmp_v": 17.5, "imp_a": 2.515}
+    direct = check(tmp_path, {"power": {"array": {"conversion": "direct", "curve": curve}}})[what]
+    assert direct.ok is False
+    assert "conversion: direct" in direct.found
+
+
 def test_an_array_that_cannot_feed_the_load_is_said_in_watt_hours(tmp_path: Path) -> None:
     found = check(tmp_path, {"power": {"array": {"bol_w": 12}}})["energy of an orbit at idle"]
     assert found.ok is False
