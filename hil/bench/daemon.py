@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,8 @@ log = logging.getLogger("hil.daemon")
 IDLE_S = 60.0
 LOG_BYTES = 4 << 20
 OFF_S = 15.0
+# Of a lease; `id` is told as `lease`, and what names its process for good is nobody's business.
+PUBLIC = tuple(field.name for field in fields(Lease) if field.name not in ("id", "pid_start"))
 
 
 class Heart:
@@ -908,8 +910,7 @@ def _line_settings(wire: ConsoleWire) -> LineSettings:
 
 def _public(lease: Lease) -> dict[str, Any]:
     """A lease without what only its holder may know."""
-    hidden = ("id", "pid_start")
-    return {name: value for name, value in asdict(lease).items() if name not in hidden}
+    return {name: getattr(lease, name) for name in PUBLIC}
 
 
 def _waiting(waiter: Waiter, why: str) -> dict[str, Any]:

@@ -336,7 +336,8 @@ class LeaseDesk:
 
     def _ending_done(self, board: str, task: asyncio.Task[None]) -> None:
         del self._endings[board]
-        self._event.set()
+        if not task.cancelled() and task.exception() is None:
+            self._begin_endings()  # another lease of it may have ended meanwhile
 
     async def _end_board(self, board: str) -> None:
         """Bring a board whose leases ended to its `on_lease_end` state."""

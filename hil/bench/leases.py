@@ -151,10 +151,13 @@ class LeaseStore:
                 hint="wait for it (wait_s, --wait-s), or take over with --preempt --reason TEXT",
             )
         token = secrets.token_urlsafe(24)
+        held, ended = self._rows(), self._ended
         with self._transaction():
             for lease in taken:
                 self._end(lease, "preempted", f"was taken over by {holder}: {reason}")
             lease = self._insert(wanted, token, holder, reason, pid, ttl_s, now_s, user)
+        if not taken:  # nothing else has changed
+            self._held, self._ended = (*held, (lease, self._boot_id)), ended
         return lease, token
 
     def together(self, boards: Iterable[str]) -> tuple[str, ...]:
@@ -269,8 +272,7 @@ class LeaseStore:
         now_s: float,
         user: str,
     ) -> Lease:
-        self._database.execute("UPDATE fence SET value = value + 1")
-        fence = int(self._database.execute("SELECT value FROM fence").fetchone()[0])
+        fence = int(self._database.execute("UPDATE fence SET value = value + 1 RETURNING value").fetchall()[0][0])
         start = None if pid is None else self._started(pid)
         lease = Lease(
             id=f"L{fence}-{secrets.token_hex(3)}",
@@ -410,7 +412,11 @@ def host_boot_id() -> str:
 def process_started(pid: int) -> int | None:
     """Kernel start time of a living process (clock ticks since boot); None when it is dead or a zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        handle = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        try:
+            stat = os.read(handle, 4096)
+        finally:
+            os.close(handle)
     except OSError:
         return None
     # The command name may hold spaces and brackets: count the fields after its last bracket.
