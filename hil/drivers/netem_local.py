@@ -231,12 +231,12 @@ class NetemLocal:
         return self.seed + (direction == "downlink")  # the two directions do not lose alike
 
     def _port_facts(self, sock: RouteSocket, interface: str) -> dict[str, Any]:
+        port = ingress.port_of(interface)
         try:
-            root = sock.root(sock.ifindex(ingress.device(interface)))
-            found = offloads.read(ingress.port_of(interface) or interface)
+            found = offloads.read(port or interface)
+            made = port is None or _exists(ingress.device(interface))  # an ifb device is made when the link is opened
+            root = sock.root(sock.ifindex(ingress.device(interface))) if made else None
         except OSError as error:
-            if ingress.port_of(interface) is not None and error.errno == errno.ENODEV:
-                return {"qdisc": None, "foreign": False, "offloads": None}
             raise self._error("preflight", error) from error
         return {"qdisc": _described(root), "foreign": self._foreign(root), "offloads": found}
 

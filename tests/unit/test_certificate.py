@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -14,15 +15,18 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from sshd import USER, Sshd
 
-from hil.bench import certificate
+from hil.bench import certificate, far_end
 from hil.bench.certificate import QUICK, Certifier, Echoes, Limits, Plan, Probe, Quantiles, wilson
+from hil.bench.far_end import on_board
 from hil.cli import link as link_cli
 from hil.cli import link_certify
 from hil.drivers import link_agent, link_backends
 from hil.drivers.link_agent import OVERHEAD_BYTES, Tally
 from hil.drivers.link_backends import Backend
 from hil.errors import BenchError, UsageError
+from hil.inventory.bench import SshWire
 from hil.model import Applied, Criterion, Direction, LinkState
 
 LIMITS = Limits(0.1e-3, 0.5e-3, 5e-3)
@@ -100,6 +104,24 @@ def test_echoes_tell_both_ways_and_trains_are_counted(agent: Probe) -> None:
     assert down["frames_bytes"] == 30 * (200 + OVERHEAD_BYTES)
     sent, report = agent.stream(0.001, time.monotonic() + 0.03)
     assert report()["ranges"] == [[0, len(sent) - 1]]
+
+
+def test_the_agent_runs_on_a_board_that_has_nothing_of_ours_and_ends_with_the_connection(server: Sshd) -> None:
+    mgmt = SshWire(address=server.address, port=server.port, user=USER, key=server.key, known_hosts=server.known_hosts)
+    with on_board(mgmt, None, server.address) as far:
+        assert not far.one_clock
+        echoes = far.path.echoes(10, gap_s=0.001)
+        assert len(echoes.round_trip) == 10
+        assert far.path.train("uplink", 20, 0.001, 100)()["packets"] == 20
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                sock.bind(("", far_end.PORT))  # nobody has it any more
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -307,6 +310,72 @@ def test_ingress_is_a_device_of_its_own_that_can_be_undone() -> None:
     assert made[0] == ["ip", "link", "add", "hi-eth0", "type", "ifb"]
     assert made[-1][-1] == "hi-eth0"
     assert undone[-1] == ["ip", "link", "del", "hi-eth0"]
+
+
+_IN_NAMESPACE = """
+import json, struct, subprocess
+from hil.drivers import broker, netlink, offloads
+from hil.drivers.netem_local import NetemLocal
+from hil.errors import BenchError
+from hil.model import LinkState
+
+def tc(words):
+    return subprocess.run(["tc", *words.split()], capture_output=True, text=True).stdout
+
+broker.enter_namespace()
+for words in ("add p0 type veth peer name p1", "set p0 up", "set p1 up"):
+    subprocess.run(["ip", "link", *words.split()], check=True)
+sock = netlink.RouteSocket()
+index = sock.ifindex("p0")
+made = sock.ask(netlink.set_root(index, 0x1a5 << 16, "pfifo", struct.pack("=I", 7)), netlink.get_root(index))[1]
+found = {"qdisc": netlink.parse_qdisc(made[0]).kind, "tc": tc("qdisc show dev p0 root")}
+refused = []
+for request in (netlink.delete_root(index, 0x77 << 16), netlink.set_root(index, 0x1a5 << 16, "nonesuch", b"")):
+    try:
+        sock.ask(request)
+    except OSError as error:
+        refused.append(error.errno)
+found["refused"] = refused
+sock.ask(netlink.delete_root(index, 0x1a5 << 16))
+before = tc("qdisc show"), offloads.read("p0")
+link = NetemLocal("one", {"uplink": "p0", "downlink": "ingress:p0"})
+found["facts"] = list(link.preflight()["interfaces"].values())
+link.open()
+found["filter"], found["offloads"] = tc("filter show dev p0 parent ffff:"), offloads.read("p0")
+try:
+    link.apply({"downlink": LinkState(delay_s=0.01)}, 0.0)
+    found["netem"] = link.state()["downlink"].delay_s
+except BenchError as error:
+    found["netem"] = str(error)
+link.clear()
+found["undone"] = (tc("qdisc show"), offloads.read("p0")) == before
+tc("qdisc add dev p0 ingress")
+try:
+    link.open()
+except BenchError as error:
+    found["foreign"] = str(error)
+found["kept"] = "ingress" in tc("qdisc show dev p0")
+print(json.dumps(found))
+"""
+
+
+def test_one_port_of_a_real_kernel_is_led_both_ways_and_left_as_it_was() -> None:
+    done = subprocess.run([sys.executable, "-c", _IN_NAMESPACE], capture_output=True, text=True, check=False)
+    if "Operation not permitted" in done.stderr or "Unknown device type" in done.stderr or "namespace" in done.stderr:
+        pytest.skip(f"this host has no namespaces or no veth: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["qdisc"] == "pfifo"
+    assert "pfifo 1a5: root" in found["tc"]
+    assert "limit 7p" in found["tc"]
+    assert found["refused"] == [errno.EINVAL, errno.EINVAL]
+    assert found["facts"][1]["offloads"] == found["facts"][0]["offloads"]
+    assert "mirred" in found["filter"]
+    assert found["offloads"]["tso"] is False
+    assert found["netem"] == 0.01 or "ENOENT" in found["netem"]  # hosts without netem say so
+    assert found["undone"]
+    assert "Exclusivity" in found["foreign"]
+    assert found["kept"]
 
 
 def test_preflight_says_what_is_missing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
