@@ -39,7 +39,7 @@ CONNECT_LIMIT_MS, RUN_LIMIT_MS, FILL_LIMIT = 150.0, 1.5, 0.9
 FILE_MIB, ROUNDS = 64, 5
 CALLS, TURNS = 50, 8
 LINE = LinkState(delay_s=0.15, rate_bps=2e6)
-LINE_MIB = 12
+LINE_MIB = 10
 
 # Commands on standard input, one JSON list a line; answers in seconds.
 LABGRID = """

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hil.drivers.ssh.sftp import RemoteFile, SftpError
@@ -87,11 +88,13 @@ class Upload:
         """
         stop = stop or threading.Event()
         progress = Progress(time.monotonic())
-        boot_id = shell.boot_id(stall_s)
-        with shell.guarded(), sftp_channel(shell, stall_s) as channel:
+        # Asked beside the opening of the file: on a long link each costs several round trips of a short contact.
+        with ThreadPoolExecutor(1) as beside, shell.guarded(), sftp_channel(shell, stall_s) as channel:
+            asked = beside.submit(shell.boot_id, stall_s)
             with shell.limited(stall_s, lambda: f"opening {self.part}"):
                 remote = RemoteFile(channel, self.part, stall_s, write=True)
                 size = remote.size()
+            boot_id = asked.result()
             start = self._verified(shell, boot_id, size, stall_s)
             if size > start:
                 with shell.limited(stall_s, lambda: f"truncating {self.part}"):
