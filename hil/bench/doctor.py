@@ -135,7 +135,8 @@ def _planes(name: str, wires: BenchBoard, powered: bool) -> list[Check]:
         broker = wires.payload.broker
         checks.append(Check(name, "payload broker", broker.is_socket(), str(broker)))
     if wires.mgmt is not None and powered:
-        checks.append(_mgmt(name, wires.mgmt.address, wires.mgmt.port))
+        first = wires.mgmt.jump[0] if wires.mgmt.jump else wires.mgmt  # behind a jump host only that one is in reach
+        checks.append(_mgmt(name, first.address, first.port))
     elif wires.mgmt is not None:
         checks.append(Check(name, "mgmt", None, "not asked: the board is off"))
     for file in {wire.known_hosts for wire in (wires.mgmt, wires.payload) if wire is not None}:

@@ -57,10 +57,12 @@ async def _ask(board: BoardOwner) -> str | None:
 
 
 def _over_ssh(wire: SshWire, command: str) -> None:
-    from hil.drivers.ssh import Shell
+    from hil.drivers.ssh import Login, Shell
     from hil.errors import BoardError
 
-    shell = Shell.connect(wire.address, wire.port, wire.user, wire.key, wire.known_hosts, timeout_s=SSH_S)
+    board = (wire.address, wire.port, wire.user, wire.key, wire.known_hosts)
+    jump = [Login(hop.address, hop.port, hop.user, hop.key, hop.known_hosts) for hop in wire.jump]
+    shell = Shell.connect(*board, jump=jump, timeout_s=SSH_S)
     try:
         shell.run(["sh", "-c", command], timeout_s=SSH_S)
     except BoardError:
