@@ -17,6 +17,8 @@ import pytest
 import sshd as openssh
 from sshd import Sshd
 
+from hil.bench.shutdown import _over_ssh
+from hil.client import shell as shells
 from hil.drivers.ssh import (
     Detached,
     Download,
@@ -32,6 +34,7 @@ from hil.drivers.ssh import (
     put,
 )
 from hil.errors import BenchError, BoardError, UsageError
+from hil.inventory.bench import SshWire
 
 
 @pytest.fixture
@@ -428,3 +431,17 @@ def test_another_key_is_pinned_only_when_asked(server: Sshd, tmp_path: Path) -> 
         f"board1 ssh-ed25519 {other}",
         f"elsewhere ssh-ed25519 {other}",
     ]
+
+
+def test_wires_of_a_bench_file_lead_through_their_jump_hosts(server: Sshd) -> None:
+    at = {"address": server.address, "port": server.port, "user": openssh.USER}
+    at |= {"key": server.key, "known_hosts": server.known_hosts}
+    wire = SshWire.model_validate({**at, "jump": [at]})
+    asked: list[int] = []
+    with shells.connect(wire, timeout_s=10, guard=lambda: asked.append(1)) as shell:
+        assert len(shell._clients) == 2
+        assert shell.run(["echo", "far"], 5).stdout == "far\n"
+    assert asked == [1]
+    _over_ssh(wire, "echo down >&2")
+    with pytest.raises(BenchError, match="jump host"):
+        _over_ssh(SshWire.model_validate({**at, "jump": [{**at, "port": 1}]}), "true")
