@@ -519,6 +519,8 @@ class PowerLoop:
             if self.state != "on":
                 meter.forget()
                 continue
+            if self._clock() >= self._alive_until_s:
+                continue  # any question feeds a supply's watchdog: it must not outlive a loop that hangs
             before = meter.compared
             try:
                 found = await meter.check()

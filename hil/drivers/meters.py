@@ -116,10 +116,10 @@ class Comparison:
     def finding(self) -> str:
         """Why they cannot both be right, or an empty text. A board cannot take more than its supply gives."""
         if self.board_w > self.supply_w * (1.0 + self.share) + self.offset_w:
-            return f"the board's own meter shows {self.board_w:g} W, more than the supply's {self.supply_w:g} W"
+            return f"the second meter shows {self.board_w:g} W, more than the supply's {self.supply_w:g} W"
         if self.board_w < self.supply_w * (1.0 - self.overhead_max) * (1.0 - self.share) - self.offset_w:
             return (
-                f"the board's own meter shows {self.board_w:g} W of the supply's {self.supply_w:g} W: more than "
+                f"the second meter shows {self.board_w:g} W of the supply's {self.supply_w:g} W: more than "
                 f"{self.overhead_max:.0%} lost on the way"
             )
         return ""

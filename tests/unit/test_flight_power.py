@@ -139,7 +139,7 @@ def test_meters_that_disagree_are_an_event_a_state_a_metric_and_a_verdict(tmp_pa
     async def body(rig: Rig) -> None:
         await rig.until(lambda: rig.flight.invalid)
         (reason,) = rig.flight.describe()["invalid"]
-        assert "run_invalid: b1: channel 2 of psu1: the board's own meter shows" in reason
+        assert "run_invalid: b1: channel 2 of psu1: the second meter shows" in reason
         flying = rig.board.metrics(rig.flight.metrics(), "sunlit")
         text = Exporter(lambda: BenchMetrics("b", "0", True, 1, (flying,))).render()[0].decode()
         assert 'hil_flight_invalid_reasons{board="b1"} 1.0' in text
