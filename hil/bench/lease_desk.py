@@ -206,7 +206,7 @@ class LeaseDesk:
         if not request.alternatives:
             raise UsageError("a lease needs at least one board")
         for boards in request.alternatives:
-            self._store.check_request(boards, request.ttl_s, request.pid, request.preempt, request.reason)
+            self._store.check_request(boards, request.ttl_s, request.preempt, request.reason)
         wanted = tuple(frozenset(self._store.together(boards)) for boards in request.alternatives)
         granted: asyncio.Future[tuple[Lease, str]] = asyncio.get_running_loop().create_future()
         return Waiter(request, wanted, next(self._arrivals), self._now_s(), granted)

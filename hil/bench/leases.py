@@ -142,7 +142,10 @@ class LeaseStore:
         """
         asked = tuple(dict.fromkeys(boards))
         wanted = self.together(asked)
-        self.check_request(asked, ttl_s, pid, preempt, reason)
+        self.check_request(asked, ttl_s, preempt, reason)
+        pid_start = None if pid is None else self._started(pid)
+        if pid is not None and pid_start is None:
+            raise UsageError(f"the lease's holder, process {pid}, does not run on this host")
         self.expire(now_s)
         taken = [lease for lease in self.leases() if set(lease.boards) & set(wanted)]
         if taken and not preempt:
@@ -155,7 +158,7 @@ class LeaseStore:
         with self._transaction():
             for lease in taken:
                 self._end(lease, "preempted", f"was taken over by {holder}: {reason}")
-            lease = self._insert(wanted, token, holder, reason, pid, ttl_s, now_s, user)
+            lease = self._insert(wanted, token, holder, reason, pid, pid_start, ttl_s, now_s, user)
         if not taken:  # nothing else has changed
             self._held, self._ended = (*held, (lease, self._boot_id)), ended
         return lease, token
@@ -246,7 +249,7 @@ class LeaseStore:
     def close(self) -> None:
         self._database.close()
 
-    def check_request(self, wanted: tuple[str, ...], ttl_s: float, pid: int | None, preempt: bool, reason: str) -> None:
+    def check_request(self, wanted: tuple[str, ...], ttl_s: float, preempt: bool, reason: str) -> None:
         """Raises UsageError for what can never be granted."""
         unknown = sorted(set(wanted) - self._boards)
         if unknown or not wanted:
@@ -258,8 +261,6 @@ class LeaseStore:
             raise UsageError(f"a lease lives between 0 s and a day without renewal, not {ttl_s} s")
         if preempt and not reason:
             raise UsageError("taking over a lease needs a reason", hint="--preempt --reason TEXT")
-        if pid is not None and self._started(pid) is None:
-            raise UsageError(f"the lease's holder, process {pid}, does not run on this host")
 
     def _insert(
         self,
@@ -268,19 +269,19 @@ class LeaseStore:
         holder: str,
         reason: str,
         pid: int | None,
+        pid_start: int | None,
         ttl_s: float,
         now_s: float,
         user: str,
     ) -> Lease:
         fence = int(self._database.execute("UPDATE fence SET value = value + 1 RETURNING value").fetchall()[0][0])
-        start = None if pid is None else self._started(pid)
         lease = Lease(
             id=f"L{fence}-{secrets.token_hex(3)}",
             fence=fence,
             holder=holder,
             reason=reason,
             pid=pid,
-            pid_start=start,
+            pid_start=pid_start,
             boards=boards,
             acquired_s=now_s,
             ttl_s=ttl_s,
@@ -296,7 +297,7 @@ class LeaseStore:
                 holder,
                 reason,
                 pid,
-                start,
+                pid_start,
                 self._boot_id,
                 now_s,
                 ttl_s,
