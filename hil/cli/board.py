@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-
 import click
 
-from hil.cli.options import bench_option, board_option, json_option, print_json, the_bench
+from hil.cli.console import console
+from hil.cli.options import bench_option, json_option, print_json, the_bench
 from hil.cli.power import line, outlet, power
 from hil.cli.ssh import get, put, ssh, trust
-from hil.errors import BenchError
 
 
 @click.group()
@@ -44,27 +40,5 @@ def list_(bench_file: str | None, as_json: bool) -> None:
 board.add_command(power)
 board.add_command(line)
 board.add_command(outlet)
-for command in (ssh, trust, put, get):
+for command in (console, ssh, trust, put, get):
     board.add_command(command)
-
-
-@board.command()
-@bench_option
-@board_option
-@click.option("--follow/--no-follow", default=True, help="keep printing until Ctrl-C")
-def console(bench_file: str | None, board_name: str | None, follow: bool) -> None:
-    """Print the board's console, from the beginning of the daemon's log."""
-    from hil.client import attach
-
-    bench = the_bench(bench_file)
-    name, _, _ = bench.board(board_name)
-    with attach(bench) as client:
-        terminal = client.board(name).console
-        with contextlib.suppress(BenchError):
-            terminal.seek(0)  # refused once the daemon no longer holds the beginning: then from now on
-        while True:
-            sys.stdout.buffer.write(terminal.read_available())
-            sys.stdout.buffer.flush()
-            if not follow:
-                return
-            time.sleep(0.05)

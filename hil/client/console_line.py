@@ -53,6 +53,10 @@ class DaemonLine:
     def connected(self) -> bool:
         return self._sock is not None
 
+    def fileno(self) -> int:
+        """To wait on beside others; -1 when it is not connected."""
+        return -1 if self._sock is None else self._sock.fileno()
+
     def connect(self, since: int | None) -> tuple[int, bytes]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

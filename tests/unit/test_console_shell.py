@@ -134,12 +134,12 @@ def test_metrics_over_the_console(shell: Console) -> None:
 
 @pytest.mark.parametrize("argv", SHELLS[:2], ids=" ".join)
 def test_nothing_is_wrong_while_the_kernel_logs(argv: tuple[str, ...], tmp_path: Path) -> None:
-    with ShellBoard(argv, lines_per_s=400) as board:
+    with ShellBoard(argv, lines_per_s=200) as board:
         console = Console.on_port(board.path)
-        for number in range(40):
+        for number in range(25):
             done = console.run(f"echo a{number}; echo b{number}; exit {number}")
             assert (done.stdout, done.returncode) == (f"a{number}\nb{number}\n", number)
-        data = random.Random(4).randbytes(20_000)
+        data = random.Random(4).randbytes(8_000)
         console.put(data, str(tmp_path / "file"))
         assert console.get(str(tmp_path / "file")) == data
         assert board.inside > 5  # some of them tore a line apart
@@ -493,3 +493,15 @@ def test_a_call_waits_for_its_turn(far_shell: ConsoleShell) -> None:
     stream.close()
     assert far_shell.run(["echo", "turn"], 10).stdout == "turn\n"
     listener.close()
+
+
+def test_a_file_that_came_otherwise_does_not_take_its_place(tmp_path: Path) -> None:
+    fake = tmp_path / "sha256sum"
+    fake.write_text("#!/bin/sh\necho 0000\n")
+    fake.chmod(0o755)
+    with ShellBoard(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as board:
+        console = Console.on_port(board.path)
+        with pytest.raises(BoardError, match="came with another SHA-256"):
+            console.put(b"data", str(tmp_path / "file"))
+        assert not (tmp_path / "file").exists()
+        console.close()
