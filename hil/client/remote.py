@@ -157,13 +157,23 @@ class StreamRelay:
             try:
                 far = self._address.connect(CONNECT_S, STREAM_PROTOCOL)
             except BenchError as error:
-                client.sendall(json.dumps({"error": describe_error(error)}).encode() + b"\n")
+                _farewell(client, json.dumps({"error": describe_error(error)}).encode() + b"\n")
                 return
             except OSError:
                 return  # the client sees its connection end
             with far, contextlib.suppress(OSError):
                 far.sendall(json.dumps(self._asked).encode() + b"\n")
                 _shuttle(client, far)
+
+
+def _farewell(client: socket.socket, data: bytes) -> None:
+    """Last words. Closed with bytes unread, the socket would be reset and the words lost."""
+    client.settimeout(CONNECT_S)
+    with contextlib.suppress(OSError):
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(CHUNK_BYTES):
+            pass
 
 
 def _shuttle(client: socket.socket, far: ssl.SSLSocket) -> None:

@@ -1,0 +1,199 @@
+"""A bench over the network, without a bench: tokens, the pinned certificate, HTTP and raw streams on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hil.bench.remote import RemoteServer, Users, certificate, fingerprint
+from hil.client.http import DaemonGone, Http
+from hil.client.remote import Address, StreamRelay
+from hil.errors import BenchError, UsageError
+
+URL = "https://lab.example:7443#" + "ab" * 32
+
+
+async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Says who asks and for what."""
+    body = json.dumps({"user": scope["state"]["user"], "path": scope["path"]}).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+class Served:
+    """A server on a thread of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.users = Users(directory)
+        self.token = self.users.add("anna", 0.0)
+        self.tls = certificate(directory, "test")
+        self._stream = directory / "s.sock"
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+
+    def address(self, pinned: str | None = None, token: str | None = None) -> Address:
+        return Address("127.0.0.1", self.port, pinned or fingerprint(self.tls[0]), token or self.token)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def _socket(self, stream: str, board: str) -> Path:
+        if (stream, board) != ("console", "b1"):
+            raise UsageError(f"no stream {stream} of {board}")
+        return self._stream
+
+    def _serve(self, ready: threading.Event) -> None:
+        async def body() -> None:
+            self._over = asyncio.Event()
+            async with await asyncio.start_unix_server(echo, self._stream):
+                remote = RemoteServer(app, self.users, self.tls, self._socket)
+                server, self.port = await remote.start("127.0.0.1", 0)
+                ready.set()
+                await self._over.wait()
+                server.close()
+
+        self._loop.run_until_complete(body())
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    server = Served(tmp_path)
+    yield server
+    server.close()
+
+
+def test_the_api_knows_who_asks(served: Served) -> None:
+    http = Http.remote(served.address())
+    for _ in range(3):
+        assert http.get("/v1/leases") == {"user": "anna", "path": "/v1/leases"}
+    for method, path in (("POST", "/v1/stop"), ("POST", "/v1/flights")):
+        with pytest.raises(UsageError, match="for the bench's own host"):
+            http.call(method, path, {})
+    served.users.remove("anna")
+    with pytest.raises(UsageError, match="no such user token"):
+        http.get("/v1/leases")
+    http.close()
+    for wrong in ("guess", " "):
+        http = Http.remote(served.address(token=wrong))
+        with pytest.raises(UsageError, match="no such user token"):
+            http.get("/v1/leases")
+        http.close()
+
+
+def test_nothing_is_told_to_another_server(served: Served) -> None:
+    http = Http.remote(served.address(pinned="0" * 64))
+    with pytest.raises(BenchError, match="shows another certificate"):
+        http.get("/v1/leases")
+    served.close()
+    with pytest.raises(DaemonGone, match=r"no bench daemon answers on https://127\.0\.0\.1"):
+        Http.remote(served.address()).get("/v1/leases")
+
+
+def through(relay: StreamRelay, data: bytes) -> bytes:
+    """What comes back for `data`."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(relay.path))
+        threading.Thread(target=client.sendall, args=(data,), daemon=True).start()
+        got = b""
+        while len(got) < len(data):
+            more = client.recv(1 << 16)
+            if not more:
+                break
+            got += more
+        return got
+
+
+def test_a_stream_comes_through_whole_in_both_directions_at_once(served: Served) -> None:
+    relay = StreamRelay(served.address(), "console", "b1")
+    data = bytes(range(256)) * 8000
+    assert through(relay, data) == data
+    assert through(relay, b"again") == b"again"
+    relay.close()
+    assert not relay.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("board", "token", "pinned", "says"),
+    [
+        ("b2", None, None, "no stream console of b2"),
+        ("b1", "guess", None, "no such user token"),
+        ("b1", None, "0" * 64, "another certificate"),
+    ],
+)
+def test_a_stream_that_is_refused_says_why(
+    served: Served, board: str, token: str | None, pinned: str | None, says: str
+) -> None:
+    relay = StreamRelay(served.address(pinned, token), "console", board)
+    assert says in json.loads(through(relay, b"x" * 5000).split(b"\n")[0])["error"]["message"]
+    relay.close()
+
+
+def test_tokens_are_kept_as_hashes_and_a_new_one_voids_the_old(tmp_path: Path) -> None:
+    users, other = Users(tmp_path), Users(tmp_path)
+    first = users.add("anna", 0.0)
+    assert other.whose(first) == "anna"
+    second = users.add("anna", 1.0)
+    users.add("bert", 2.0)
+    assert [other.whose(token) for token in (first, second, "", "anna")] == [None, "anna", None, None]
+    text = (tmp_path / "users.json").read_text()
+    assert first not in text
+    assert second not in text
+    assert (tmp_path / "users.json").stat().st_mode & 0o777 == 0o600
+    assert other.list() == {"anna": "1970-01-01T00:00:01.000Z", "bert": "1970-01-01T00:00:02.000Z"}
+    with pytest.raises(UsageError, match="no user 'carl'"):
+        users.remove("carl")
+    for poor in ("", "a:b", "a\nb", "x" * 61):
+        with pytest.raises(UsageError, match="no user name"):
+            users.add(poor, 0.0)
+    (tmp_path / "users.json").write_text("{")
+    with pytest.raises(BenchError, match=r"cannot read .*users\.json"):
+        other.whose(second)
+
+
+def test_the_certificate_is_made_once(tmp_path: Path) -> None:
+    made, key = certificate(tmp_path, "lab")
+    before = fingerprint(made)
+    assert fingerprint(certificate(tmp_path, "lab")[0]) == before
+    assert len(before) == 64
+    assert key.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "other").mkdir()
+    assert fingerprint(certificate(tmp_path / "other", "lab")[0]) != before
+
+
+def test_an_address_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIL_BENCH_TOKEN", "t")
+    assert Address.of(URL) == Address("lab.example", 7443, "ab" * 32, "t")
+    spaced = URL.replace("#", "#sha256:").replace("abab", "AB:AB:", 1)
+    assert Address.of(spaced).fingerprint == "ab" * 32
+    for url, says in (
+        ("https://lab.example#" + "ab" * 32, "no bench's address"),
+        ("https://lab.example:x#" + "ab" * 32, "no bench's address"),
+        ("https://lab.example:7443", "which certificate"),
+        ("https://lab.example:7443#abc", "which certificate"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            Address.of(url)
+    monkeypatch.delenv("HIL_BENCH_TOKEN")
+    with pytest.raises(UsageError, match="no user token"):
+        Address.of(URL)
