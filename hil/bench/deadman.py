@@ -45,6 +45,7 @@ GIVE_UP_S = 24 * 3600.0
 GIVE_UP_LOCAL_S = 300.0
 _QUIT = "the daemon asked to end with outputs on"
 _PACKET = 1 << 16
+_REAL_TIME_PRIORITY = 50  # link emulators run at 5 and 10
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])  # the child finds hil however the parent did
 
 
@@ -460,8 +461,8 @@ def _come_first() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-900")
     try:
-        # It sleeps nearly always, so that the lowest real-time priority takes nothing from anybody.
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        # It sleeps nearly always, so that it takes nothing from anybody; ahead of link emulators, which may spin.
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_REAL_TIME_PRIORITY))
     except OSError:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, -10)
