@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 # What the board may send before it must wait for us: 8 MiB fill 200 Mbit/s at a round trip of 300 ms.
 _WINDOW_BYTES = 8 << 20
+_PACKET_BYTES = 1 << 17
 _REJECTED = "check the board, then pin its key: hil board trust (writes {})"
 
 
@@ -206,7 +207,9 @@ def _connect(login: Login, broker: Path | None, timeout_s: float, sndbuf: int | 
 def _transport(sock: Any, **words: Any) -> paramiko.Transport:
     import paramiko
 
-    transport = paramiko.Transport(sock, default_window_size=_WINDOW_BYTES, **words)
+    transport = paramiko.Transport(
+        sock, default_window_size=_WINDOW_BYTES, default_max_packet_size=_PACKET_BYTES, **words
+    )
     options = transport.get_security_options()
     options.ciphers = (*_CIPHERS, *(cipher for cipher in options.ciphers if cipher not in _CIPHERS))
     return transport

@@ -34,7 +34,7 @@ class Download:
     starts anew. `window_bytes` of reads are under way: more than rate x round trip fills the link.
     """
 
-    def __init__(self, source: str, target: Path, *, window_bytes: int = 4 << 20, read_bytes: int = 1 << 15) -> None:
+    def __init__(self, source: str, target: Path, *, window_bytes: int = 4 << 20, read_bytes: int = 1 << 17) -> None:
         self.source, self.target, self.part = source, target, target.with_name(f"{target.name}.part")
         self.attempts: list[Attempt] = []
         self.total = 0
@@ -119,7 +119,11 @@ class Download:
                 length = min(self._read, self.total - progress.sent_to)
                 pending[remote.read(progress.sent_to, length)] = (progress.sent_to, length)
                 progress.sent_to += length
-            for number, data in remote.arrived(0.2):
+            received = remote.received
+            answers = remote.arrived(0.2)
+            if remote.received > received:
+                progress.moved_s = time.monotonic()  # on a slow link one answer takes longer than a stall
+            for number, data in answers:
                 offset, length = pending.pop(number)
                 if not data:
                     raise BoardError(f"{self.source} ended at {offset} of {self.total} bytes: it was cut meanwhile")
@@ -128,7 +132,6 @@ class Download:
                 if len(data) < length:  # the server may answer short
                     rest = (offset + len(data), length - len(data))
                     pending[remote.read(*rest)] = rest
-                progress.moved_s = time.monotonic()
             before = progress.offset
             while progress.offset in landed:
                 progress.offset = landed.pop(progress.offset)

@@ -72,6 +72,7 @@ class RemoteFile:
         self._channel, self._path, self._timeout_s = channel, path, timeout_s
         self._decoder, self._ready = SftpDecoder(), deque[tuple[int, int, bytes]]()
         self._next = 1
+        self.received = 0  # bytes of answers so far, also of one that is not whole yet
         channel.settimeout(timeout_s)
         channel.sendall(sftp_packet(_INIT, 3))
         kind, _, extensions = self._receive()
@@ -159,6 +160,7 @@ class RemoteFile:
         data = self._channel.recv(1 << 18)
         if not data:
             raise EOFError("connection lost")
+        self.received += len(data)
         self._ready.extend(self._decoder.feed(data))
 
     def _check(self, expected: int, kind: int, body: bytes) -> None:
