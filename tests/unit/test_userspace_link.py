@@ -8,6 +8,8 @@ import random
 import socket
 import statistics
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -317,3 +319,53 @@ def test_frames_that_nobody_takes_are_dropped_whole(tmp_path: Path) -> None:
         assert peer.receive() == frame  # and never a torn one
     assert sent > 20
     port.close()
+
+
+_ON_INTERFACES = """
+import json, select, socket, subprocess
+from hil.drivers import broker
+from hil.drivers.frame_ports import open_port
+from hil.errors import BenchError
+
+broker.enter_namespace()
+found = {}
+for name in ("tun", "tap"):
+    port = open_port(f"{name}:{name}9")
+    for words in (f"address add 10.9.{len(found)}.1/24 dev {name}9", f"link set {name}9 up"):
+        subprocess.run(["ip", *words.split()], check=True)
+    peer = f"10.9.{len(found)}.2"
+    if name == "tap":
+        subprocess.run(f"ip neighbour add {peer} lladdr 02:00:00:00:00:09 dev tap9 nud permanent".split(), check=True)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(5)
+    sock.connect((peer, 9))
+    sock.send(b"to the board")
+    while True:
+        select.select(port.descriptors(), [], [], 5)
+        frames = [f for d in port.descriptors() for f in port.read(d) if f.endswith(b"to the board")]
+        if frames:
+            break
+    frame, start = bytearray(frames[0]), 0 if name == "tun" else 14
+    frame[0:6], frame[6:12] = (frame[6:12], frame[0:6]) if start else (frame[0:6], frame[6:12])
+    at = start + 12  # addresses, then ports change places: an answer; the sums stay what they were
+    frame[at:at + 8] = frame[at + 4:at + 8] + frame[at:at + 4]
+    frame[at + 8:at + 12] = frame[at + 10:at + 12] + frame[at + 8:at + 10]
+    port.write(bytes(frame))
+    found[name] = sock.recv(100).decode()
+    try:
+        open_port(f"{name}:{name}9")
+    except BenchError as error:
+        found[name + " again"] = str(error)
+    port.close()
+print(json.dumps(found))
+"""
+
+
+def test_tun_and_tap_interfaces_are_ports() -> None:
+    done = subprocess.run([sys.executable, "-c", _ON_INTERFACES], capture_output=True, text=True, check=False)
+    if done.returncode and ("namespace" in done.stderr or "/dev/net/tun" in done.stderr):
+        pytest.skip(f"this host has no namespaces or no TUN: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["tun"], found["tap"]) == ("to the board", "to the board")
+    assert "another process holds it" in found["tap again"]
