@@ -38,11 +38,14 @@ class ClockState:
     error_s: float
 
 
-def kernel_clock() -> ClockState:
+def _adjtimex(timex: _Timex) -> int:
+    return int(ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)))
+
+
+def kernel_clock(adjtimex: Callable[[_Timex], int] = _adjtimex) -> ClockState:
     """What adjtimex(2) says, whichever daemon disciplines the clock. Changes nothing. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
     timex = _Timex()
-    state = libc.adjtimex(ctypes.byref(timex))
+    state = adjtimex(timex)
     if state < 0:
         raise OSError(ctypes.get_errno(), "adjtimex")
     return ClockState(state != TIME_ERROR, timex.maxerror / 1e6)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,15 @@ def rows(clock: ClockState | OSError, *directories: Path) -> dict[str, tuple[boo
 def test_the_kernel_says_what_it_thinks_of_its_clock() -> None:
     state = kernel_clock()
     assert 0 < state.error_s < 20  # the kernel gives up at 16 s
+
+    def says(timex: Any, state: int) -> int:
+        timex.maxerror = 2500
+        return state
+
+    assert kernel_clock(lambda timex: says(timex, 0)) == ClockState(True, 0.0025)
+    assert kernel_clock(lambda timex: says(timex, 5)) == ClockState(False, 0.0025)
+    with pytest.raises(OSError, match="adjtimex"):
+        kernel_clock(lambda timex: -1)
 
 
 @pytest.mark.parametrize(
