@@ -10,5 +10,6 @@ from hil.client.bench import Bench, Board, Lease, Link, Power
 from hil.client.connect import attach
 from hil.client.console import Console, Match
 from hil.client.flight import Flight
+from hil.client.shell import Rebooted
 
-__all__ = ["Bench", "Board", "Console", "Flight", "Lease", "Link", "Match", "Power", "attach"]
+__all__ = ["Bench", "Board", "Console", "Flight", "Lease", "Link", "Match", "Power", "Rebooted", "attach"]

@@ -8,7 +8,7 @@ import pytest
 import sshd
 from sshd import Sshd
 
-from hil.errors import BenchError
+from hil.errors import HilError
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """A real OpenSSH server of the tests' own."""
     try:
         sshd.find()
-    except BenchError as error:
+    except HilError as error:
         pytest.skip(f"no OpenSSH server here, and none can be fetched: {error.message}")
     with sshd.serve(tmp_path_factory.mktemp("sshd")) as running:
         yield running
