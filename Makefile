@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PEERS := .venv-peers
 # Pytest workers: one flies the shared mission, one does everything else, so at most two boards are up at once.
 WORKERS ?= 2
 
@@ -43,8 +44,17 @@ lint: venv ## ruff and mypy --strict
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: setup ## figures next to a named peer, in one run
-	@for file in tests/benchmarks/bench_*.py; do $(PY) $$file; done
+bench: setup $(PEERS)/.installed ## figures next to a named peer, in one run
+	@status=0; for file in tests/benchmarks/bench_*.py; do \
+	    echo "== $$file"; $(PEERS)/bin/python $$file || status=1; \
+	done; exit $$status
+
+$(PEERS)/.installed: pyproject.toml
+	@test -x $(PEERS)/bin/python || { echo "setup: creating $(PEERS)"; python3 -m venv $(PEERS); }
+	@echo "setup: installing the peers of the benchmarks into $(PEERS)"
+	@$(PEERS)/bin/pip install --quiet --disable-pip-version-check \
+	    $(if $(HIL_OFFLINE),--no-index --find-links "$(HIL_OFFLINE)/wheels") -e '.[test,peers]'
+	@touch $@
 
 soak: setup ## what takes longer than 30 s: kill storms, interrupted builds, repeated flights
 	@$(VENV)/bin/pytest -m soak tests $(ARGS)
@@ -53,8 +63,8 @@ offline: setup ## fill OFFLINE_DIR with every wheel and package a lab without in
 	@test -n "$(OFFLINE_DIR)" || { echo "say where: make offline OFFLINE_DIR=/media/stick/hil"; exit 4; }
 	@hil/virtual/system-packages.sh --download "$(OFFLINE_DIR)/debs"
 	@$(VENV)/bin/pip download --quiet --disable-pip-version-check -d "$(OFFLINE_DIR)/wheels" \
-	    '.[test,lint]' 'setuptools>=68' wheel
+	    '.[test,lint,peers]' 'setuptools>=68' wheel
 	@$(VENV)/bin/hil virtual images --fill-offline "$(OFFLINE_DIR)"
 
 clean: ## remove the virtual environment and caches of tools (images stay in the cache)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
