@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -100,6 +101,10 @@ def serve(
                 time.sleep(0.05)
         yield found
     finally:
+        # Sessions whose client vanished without a word, as in an outage, would stay for ever.
+        with contextlib.suppress(OSError):
+            for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                os.kill(int(pid), signal.SIGTERM)
         process.terminate()
         process.wait()
 
