@@ -24,9 +24,7 @@ SAFETY_PAGE = Path(__file__).resolve().parents[2] / "docs/safety.md"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--write-safety-table", action="store_true", help="put this fault matrix into docs/safety.md"
-    )
+    parser.addoption("--write-safety-table", action="store_true", help="put this fault matrix into docs/safety.md")
 
 
 def pytest_configure(config: pytest.Config) -> None:
