@@ -26,7 +26,6 @@ __all__ = ["Console", "Match", "Unheard"]
 
 LOGIN_TRY_S = 8.0
 WATCH_S = 1.0  # how often a silent wait asks whether the board is still there to be waited for
-GUARD_S = 0.2  # a guard that has just agreed is not asked again: it is an exchange with the daemon
 ECHO_S = (0.3, 1.0, 3.0)  # how long an echo may make no progress, at each attempt
 PROMPT_S = 0.1
 QUIET_S = 1.0  # after so long a frame's end is asked for again: a kernel message may have torn it
@@ -69,8 +68,7 @@ class Console:
         self.board = board
         self.user, self.password = user, password
         self._line = line
-        self._asked = guard or (lambda: None)
-        self._agreed_s = -GUARD_S
+        self._guard = guard or (lambda: None)
         self._death = tuple(death)
         self._pace = pace_bytes
         self._shell_ready = False
@@ -136,7 +134,7 @@ class Console:
         search = self._search(pattern, self._death if death is None else death)
         match = self._await(search, timeout_s)
         if match is None:
-            self._asks()  # a board whose power was cut is not to blame for its silence
+            self._guard()  # a board whose power was cut is not to blame for its silence
             what = f"{pattern!r} did not come within {timeout_s:.3g} s"
             raise BoardError(f"board {self.board}: {what}; last bytes:\n{search.last()}")
         return match
@@ -176,7 +174,7 @@ class Console:
                 self._put(end.encode())
                 return
             self._put(ERASE)
-        self._asks()
+        self._guard()
         last = quote(self._held)
         raise Unheard(f"board {self.board}: its console did not echo {text[:60]!r} as typed; last bytes:\n{last}")
 
@@ -240,7 +238,7 @@ class Console:
             if match is not None and re.search(stop, match.text) is None:
                 return
             if time.monotonic() > deadline:
-                self._asks()
+                self._guard()
                 raise BoardError(
                     f"board {self.board}: no U-Boot prompt within {timeout_s:.3g} s; last bytes:\n{quote(self._held)}"
                 )
@@ -308,7 +306,7 @@ class Console:
                 return result
             if match is None:
                 wait_s *= 2  # a long command: what is typed waits in the terminal until it ends
-                self._asks()
+                self._guard()
             if asked <= 0 or (match is None and asked < 3):
                 self._put(f"\nhil_p {nonce}\n".encode())  # also ends a line whose end was lost
                 asked = max(asked, 0) + 1
@@ -350,7 +348,7 @@ class Console:
             if match is not None:
                 there = max(there, int(match.groups[0] or 0))
                 continue
-            self._asks()
+            self._guard()
             if time.monotonic() > deadline_s:
                 self._interrupt()
                 raise BoardError(f"board {self.board}: the file stands at {max(there, 0)} of {len(pieces)} lines")
@@ -384,7 +382,7 @@ class Console:
             body = None if match is None else collected.feed(match.before + match.text)
             if body is not None:
                 return body
-            self._asks()
+            self._guard()
             self._type(f"hil_f {nonce}")
         self._interrupt()
         raise BoardError(f"board {self.board}: {path} did not come whole in time")
@@ -416,7 +414,7 @@ class Console:
             self._put(f" stty rows 50 cols 4090 2>/dev/null;echo H'IL'-{nonce}-R\n".encode())
             wait_s = min(WAKE_S, max(deadline - time.monotonic(), 0.1))
             if self._await(self._search(rf"HIL-{nonce}-R\r?\n", self._death), wait_s) is None:
-                self._asks()
+                self._guard()
                 continue
             self._learn_prompt()
             for line in frames.PRELUDE:
@@ -447,15 +445,6 @@ class Console:
         self._put(INTERRUPT)
 
     # ------------------------------------------------------------------------------------------------- its means
-    def _guard(self) -> None:
-        if time.monotonic() - self._agreed_s >= GUARD_S:
-            self._asks()
-
-    def _asks(self) -> None:
-        self._agreed_s = -GUARD_S  # unless it agrees
-        self._asked()
-        self._agreed_s = time.monotonic()
-
     def _search(self, pattern: str, death: Iterable[str], keep: int = 1 << 20) -> Search:
         self._connect()
         start = self._stream_end - len(self._held)
@@ -484,7 +473,7 @@ class Console:
                 elif left_s <= 0:
                     return None
                 elif time.monotonic() - asked_s > WATCH_S:
-                    self._asks()
+                    self._guard()
                     asked_s = time.monotonic()
         finally:
             self._held = search.rest(behind)
@@ -527,7 +516,7 @@ class Console:
         try:
             return self._line.receive(timeout_s)
         except BenchError:
-            self._asks()  # it may know why the stream ended
+            self._guard()  # it may know why the stream ended
             raise
 
     def _receive(self, timeout_s: float) -> bytes:

@@ -94,7 +94,6 @@ def test_a_user_of_another_host_drives_a_board(lab: Lab, monkeypatch: pytest.Mon
             daemon.flight("b1", lab.path, lab.run, lease)
         lease.release()
         assert not lab.supply.is_on()
-        time.sleep(0.3)  # a console does not ask again at once whether it may
         with pytest.raises(BenchError, match="was released"):
             board.console.send("late")
     terminal.close()
