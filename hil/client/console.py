@@ -325,14 +325,16 @@ class Console:
         self._guard()
         deadline = time.monotonic() + timeout_s
         self._wake_shell(timeout_s)
-        part, nonce = f"{target}.part", secrets.token_hex(4)
+        nonce = secrets.token_hex(4)
+        part = f"{target}.{nonce}.part"  # two users of a board may bring the same file at once
         self._type(f"hil_w {nonce} {frames.as_line(part)}")
         self._send_lines(nonce, data, deadline)
         quoted, wanted = shlex.quote(part), hashlib.sha256(data).hexdigest()
         left_s = max(deadline - time.monotonic(), 5.0)
         told = self.run(f"sha256sum < {quoted} && sync {quoted} 2>/dev/null || sync", left_s, check=True).stdout
         if wanted not in told:
-            raise BoardError(f"board {self.board}: {part} came with another SHA-256: {told.strip()!r}")
+            self.run(f"rm -f {quoted}", left_s)
+            raise BoardError(f"board {self.board}: {target} came with another SHA-256: {told.strip()!r}")
         self.run(f"mv -f {quoted} {shlex.quote(target)}", left_s, check=True)
 
     def _send_lines(self, nonce: str, data: bytes, deadline_s: float) -> None:
