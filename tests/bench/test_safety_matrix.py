@@ -2,7 +2,7 @@
 
 Each row of docs/safety.md is a test here. The board draws 12 W and, from the moment of the fault on, 35 W of the 30 W
 that its type allows: so the joules beyond its envelope measure what each layer of safety lets through. A run with
-`--write-safety-table` writes the table.
+`--write-safety-table` writes the table. Five rows are in `make test`, the others in `make soak`: each takes some ten seconds.
 """
 
 from __future__ import annotations
@@ -155,6 +155,7 @@ def memory_group() -> Iterator[tuple[Path, Path]]:
         group.rmdir()
 
 
+@pytest.mark.soak
 def test_out_of_memory(lab: Lab, tell: Tell) -> None:
     """Daemon and dead-man share what memory there is: the kernel must choose the daemon."""
     with memory_group() as (group, home), lab.powered() as (daemon, _, _):
@@ -176,6 +177,7 @@ def test_out_of_memory(lab: Lab, tell: Tell) -> None:
         until(lambda: not running(deadman), 10, "for the dead-man to have done its work")
 
 
+@pytest.mark.soak
 def test_memory_refused(lab: Lab, tell: Tell) -> None:
     with lab.powered() as (daemon, _, _):
         pid, _ = lab.pids(daemon)
@@ -189,6 +191,7 @@ def test_memory_refused(lab: Lab, tell: Tell) -> None:
         resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("row", "number"), [("deadman-killed", signal.SIGKILL), ("deadman-stopped", signal.SIGSTOP)])
 def test_a_dead_man_that_ends_or_hangs(lab: Lab, tell: Tell, row: str, number: signal.Signals) -> None:
     with lab.powered() as (daemon, _, _):
@@ -201,6 +204,7 @@ def test_a_dead_man_that_ends_or_hangs(lab: Lab, tell: Tell, row: str, number: s
 
 
 # ----------------------------------------------------------------------------------------------------- faulty wires
+@pytest.mark.soak
 @pytest.mark.parametrize("row", ["unplugged", "black-hole"])
 def test_a_wire_that_comes_back(lab: Lab, tell: Tell, row: str) -> None:
     with lab.powered():
@@ -213,6 +217,7 @@ def test_a_wire_that_comes_back(lab: Lab, tell: Tell, row: str) -> None:
         tell(row, meter.until_off(20), lab_closed(lab))
 
 
+@pytest.mark.soak
 def test_a_black_hole_in_front_of_an_outlet(make_lab: MakeLab, tell: Tell) -> None:
     lab = make_lab(outlet=True)
     with lab.powered():
@@ -225,6 +230,7 @@ def test_a_black_hole_in_front_of_an_outlet(make_lab: MakeLab, tell: Tell) -> No
     assert "says off" in lab.cut_by()
 
 
+@pytest.mark.soak
 def test_a_black_hole_in_front_of_a_watchdog(make_lab: MakeLab, tell: Tell) -> None:
     lab = make_lab(model="keysight-n6700", more=", watchdog_s: 2, accept_level: A")
     with lab.powered():
@@ -235,6 +241,7 @@ def test_a_black_hole_in_front_of_a_watchdog(make_lab: MakeLab, tell: Tell) -> N
     assert int(lab.ask("STAT:QUES:COND? (@1)")) & 2048
 
 
+@pytest.mark.soak
 def test_a_supply_that_ignores_off_in_front_of_an_outlet(make_lab: MakeLab, tell: Tell) -> None:
     lab = make_lab(outlet=True)
     with lab.powered():
@@ -246,6 +253,7 @@ def test_a_supply_that_ignores_off_in_front_of_an_outlet(make_lab: MakeLab, tell
 
 
 # ------------------------------------------------------------------------------------------------------ two owners
+@pytest.mark.soak
 def test_two_owners(lab: Lab, tell: Tell) -> None:
     rival = lab.write_bench("rival", lab.proxy.port)
     with lab.powered() as (daemon, _, _):
@@ -260,6 +268,7 @@ def test_two_owners(lab: Lab, tell: Tell) -> None:
         tell("two-owners", meter.until_off(10), lab_closed(lab))
 
 
+@pytest.mark.soak
 def test_a_stranger_on_the_network(lab: Lab, tell: Tell) -> None:
     with lab.powered() as (daemon, _, _):
         meter = lab.meter()
@@ -271,6 +280,7 @@ def test_a_stranger_on_the_network(lab: Lab, tell: Tell) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- clock and disk
+@pytest.mark.soak
 def test_clock_step(make_lab: MakeLab, tell: Tell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = tmp_path / "clock"
     clock.write_text("0")
@@ -295,6 +305,7 @@ def test_clock_step(make_lab: MakeLab, tell: Tell, tmp_path: Path, monkeypatch: 
     assert last["how"] == "dead-man"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("row", ["disk-full", "disk-full-kill"])
 def test_a_full_disk(lab: Lab, tell: Tell, row: str) -> None:
     with lab.powered() as (daemon, _, _):
@@ -348,6 +359,7 @@ def test_clear_after_trip(make_lab: MakeLab, tell: Tell) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- a broken teardown
+@pytest.mark.soak
 @pytest.mark.parametrize("row", sorted(BROKEN))
 def test_an_exception_in_each_step_of_the_teardown(
     make_lab: MakeLab, tell: Tell, row: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -99,14 +99,14 @@ def test_files_there_and_back(shell: Console, tmp_path: Path) -> None:
     target = tmp_path / "a file's name"
     shell.put(data, str(target))
     assert target.read_bytes() == data
-    assert not Path(f"{target}.part").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == [target.name], "no part of it stays behind"
     assert shell.get(str(target)) == data
     shell.put(b"", str(tmp_path / "empty"))
     assert (tmp_path / "empty").read_bytes() == b""
     assert shell.get(str(tmp_path / "empty")) == b""
     with pytest.raises(BoardError, match=r"No such file|cannot open"):
         shell.get("/no/such/file")
-    with pytest.raises(BoardError, match=r"file\.part.*([Nn]o such file|nonexistent)"):
+    with pytest.raises(BoardError, match=r"directory/file.*([Nn]o such file|nonexistent)"):
         shell.put(b"x", "/no/such/directory/file", timeout_s=2)
     assert shell.run("echo usable").stdout == "usable\n"
 
