@@ -284,13 +284,10 @@ class LinkBox:
 
         def arrange() -> None:
             die_with_us()
-            # Packets wait in it for the processor: it goes before the emulated boards that it serves. Idle it halts;
-            # a lone processor would be lost to it in a flood.
+            # Packets wait in it for the processor: it goes before the emulated boards that it serves. Not real time: two
+            # boxes that boot at once on two cores leave nothing to their own timers, and their kernels give up.
             with contextlib.suppress(OSError):
-                if (os.cpu_count() or 1) > 1:
-                    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(5))
-                else:
-                    os.nice(-10)
+                os.nice(-10)
 
         self._process = subprocess.Popen(
             qemu_argv(config),

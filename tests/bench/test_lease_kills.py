@@ -195,6 +195,7 @@ def judged(lab: Lab, tmp_path: Path, kills: int) -> None:
     assert count["holding"] >= kills / 20
 
 
+@pytest.mark.soak
 def test_some_kills(lab: Lab, tmp_path: Path) -> None:
     judged(lab, tmp_path, 15)
 
