@@ -284,8 +284,8 @@ class LinkBox:
 
         def arrange() -> None:
             die_with_us()
-            # Packets wait in it for the processor: it goes before the emulated boards that it serves. Not real time: two
-            # boxes that boot at once on two cores leave nothing to their own timers, and their kernels give up.
+            # Packets wait in it for the processor: it goes before the emulated boards that it serves. Not real time:
+            # two boxes that boot at once on two cores leave nothing to their own timers, and their kernels give up.
             with contextlib.suppress(OSError):
                 os.nice(-10)
 

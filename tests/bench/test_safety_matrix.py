@@ -2,7 +2,8 @@
 
 Each row of docs/safety.md is a test here. The board draws 12 W and, from the moment of the fault on, 35 W of the 30 W
 that its type allows: so the joules beyond its envelope measure what each layer of safety lets through. A run with
-`--write-safety-table` writes the table. Five rows are in `make test`, the others, some ten seconds each, in `make soak`.
+`--write-safety-table` writes the table. Five rows are in `make test`; the others, some ten seconds each, in `make
+soak`.
 """
 
 from __future__ import annotations
