@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import prometheus
 import pytest
 from benches import SHORT, Airborne, Flown, Fly, bench_up, write_bench
-from matrix import SAFETY_ROWS, write_table
+from matrix import SAFETY_ROWS, Lab, MakeLab, write_table
 
 from hil import paths
 from hil.inventory import Bench
@@ -74,3 +75,17 @@ def flown(airborne: Airborne) -> Flown:
     fly = airborne.fly
     exit_code = fly.wait(FLIGHT_S)
     return Flown(airborne.bench, fly.run, exit_code, fly.said, airborne.server, fly.began_s, time.time())
+
+
+@pytest.fixture
+def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLab]:
+    """Benches without an emulated board, each behind a supply whose terminals are watched."""
+    labs: list[Lab] = []
+
+    def make(**options: Any) -> Lab:
+        labs.append(Lab(tmp_path, monkeypatch, **options))
+        return labs[-1]
+
+    yield make
+    for lab in labs:
+        lab.close()

@@ -449,3 +449,6 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """A signal to a process of this test's own daemon; none when it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+MakeLab = Callable[..., Lab]

@@ -7,32 +7,17 @@ import os
 import subprocess
 import sys
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from matrix import NORMAL_W, Lab, until
+from matrix import NORMAL_W, Lab, MakeLab, until
 
 from hil.bench.levels import CutTimes
 from hil.client import attach
 from hil.errors import BenchError, UsageError
 
 HIL = Path(sys.executable).with_name("hil")
-MakeLab = Callable[..., Lab]
-
-
-@pytest.fixture
-def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLab]:
-    labs: list[Lab] = []
-
-    def make(**options: Any) -> Lab:
-        labs.append(Lab(tmp_path, monkeypatch, **options))
-        return labs[-1]
-
-    yield make
-    for lab in labs:
-        lab.close()
 
 
 @pytest.fixture

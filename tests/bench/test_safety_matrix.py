@@ -19,11 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from host import Host
-from matrix import OVERLOAD_W, POWER_MAX_W, SAFETY_ROWS, Lab, Outcome, kill, until
+from matrix import OVERLOAD_W, POWER_MAX_W, SAFETY_ROWS, Lab, MakeLab, Outcome, kill, until
 
 from hil.client import attach
 from hil.errors import HilError
@@ -73,20 +72,6 @@ BROKEN = {
     "teardown-deadman": "hil.bench.deadman:Deadman.stop",
 }
 MISSION = Path(__file__).resolve().parents[2] / "fixtures/missions/short.yaml"
-MakeLab = Callable[..., Lab]
-
-
-@pytest.fixture
-def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLab]:
-    labs: list[Lab] = []
-
-    def make(**options: Any) -> Lab:
-        labs.append(Lab(tmp_path, monkeypatch, **options))
-        return labs[-1]
-
-    yield make
-    for lab in labs:
-        lab.close()
 
 
 @pytest.fixture
