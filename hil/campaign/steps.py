@@ -88,13 +88,15 @@ def switched_on(flying: Flying, kind: str) -> float:
 
 
 def put_file(shell: AnyShell, source: Path, target: str) -> None:
-    """One small or preparatory file over mgmt, or the console of a board without, replacing what is there."""
+    """One small or preparatory file over mgmt, or the console of a board without, replacing what is there, durably."""
     if isinstance(shell, ConsoleShell):
         shell.put(source, target)
-        return
-    shell.run(["rm", "-f", f"{target}.part"], timeout_s=20, check=True)
-    Upload(source, target).run(shell, stall_s=30.0)
-    shell.run(["mv", f"{target}.part", target], timeout_s=20, check=True)
+    else:
+        shell.run(["rm", "-f", f"{target}.part"], timeout_s=20, check=True)
+        Upload(source, target).run(shell, stall_s=30.0)
+        shell.run(["mv", f"{target}.part", target], timeout_s=20, check=True)
+    # A power cut within seconds leaves the renamed file empty otherwise, and an empty program "succeeds".
+    shell.run(["sync"], timeout_s=60, check=True)
 
 
 def upload(flying: Flying, step: UploadStep) -> None:

@@ -434,8 +434,12 @@ def test_small_files_go_over_the_console_and_large_ones_are_refused(tmp_path: Pa
         board = ConsoleBoard(terminal)
         source, target = tmp_path / "onboard.py", tmp_path / "there.py"
         source.write_text("print('here')\n")
+        ran: list[list[str]] = []
+        run = board.shell.run
+        board.shell.run = lambda argv, **options: ran.append(argv) or run(argv, **options)  # type: ignore[func-returns-value,method-assign]
         steps.put_file(board.shell, source, str(target))
         assert target.read_text() == source.read_text()
+        assert ran[-1] == ["sync"], "a power cut right afterwards would leave an empty file"
         flight = SimpleNamespace(
             board=board, board_name="vb1", mission=SimpleNamespace(path="m.yaml"), say=lambda text: None
         )
