@@ -32,9 +32,11 @@ from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
 from hil.inventory import Mission, load_mission
 from hil.inventory.environment import environment
+from hil.mission import timeline_file
 from hil.mission.clock import MissionClock, Segment
+from hil.mission.compile import compile_timeline
 from hil.mission.eps import EpsModel
-from hil.mission.timeline import Timeline, compile_timeline
+from hil.mission.timeline import Timeline
 from hil.model import Direction
 
 log = logging.getLogger("hil.flight")
@@ -603,7 +605,7 @@ def _prepare(mission_path: Path, board: BoardOwner, run_dir: Path) -> tuple[Miss
     timeline = compile_timeline(environment(mission, board.type))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        timeline.save(run_dir / "timeline.npz")
+        timeline_file.save(timeline, run_dir / "timeline.npz")
     except OSError as error:
         (run_dir / "timeline.npz").unlink(missing_ok=True)  # half of it would take the room of the verdict
         raise BenchError(f"cannot write to run directory {run_dir}: {error.strerror}") from error

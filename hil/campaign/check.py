@@ -14,8 +14,8 @@ from hil.campaign.verdict import check_criteria
 from hil.errors import UsageError
 from hil.inventory.environment import environment
 from hil.mission import budget
+from hil.mission.compile import compile_timeline
 from hil.mission.eps import GAIN_LIMIT, EpsModel
-from hil.mission.timeline import compile_timeline
 
 if TYPE_CHECKING:
     from hil.inventory import Bench, BoardType, Mission

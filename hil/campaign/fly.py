@@ -25,6 +25,7 @@ from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inference.client import LinkLost
 from hil.inventory import Bench, Mission
 from hil.inventory.environment import environment
+from hil.mission import timeline_file
 
 if TYPE_CHECKING:
     from hil import client
@@ -201,9 +202,7 @@ def _examine(daemon: client.Bench, name: str, wires: BenchBoard, journal: Journa
 
 
 def _timeline(run: Path) -> Timeline:
-    from hil.mission.timeline import Timeline
-
-    return Timeline.load(run / "timeline.npz")
+    return timeline_file.load(run / "timeline.npz")
 
 
 def _arm(error: HilError) -> str:

@@ -14,10 +14,12 @@ import numpy as np
 from hil.campaign.evidence import Measure, Measured, NoEvidence
 from hil.campaign.record import Record
 from hil.errors import UsageError
+from hil.mission import timeline_file
+from hil.mission.environment import MissionEnvironment
 from hil.mission.frames import DAY_S, Floats
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.shadow import sunlit_fraction
-from hil.mission.timeline import MissionEnvironment, Timeline
+from hil.mission.timeline import Timeline
 
 OfTimeline = Callable[[Timeline], tuple[float, str]]
 
@@ -150,7 +152,7 @@ def _from_record(of: OfTimeline) -> Callable[[Record], Measured]:
 @functools.lru_cache(maxsize=2)
 def _load(path: Path, changed_ns: int) -> Timeline:
     try:
-        return Timeline.load(path)
+        return timeline_file.load(path)
     except UsageError as error:
         raise NoEvidence(error.message) from None
 

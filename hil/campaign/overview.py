@@ -11,8 +11,9 @@ from hil.mission.frames import utc_text
 
 if TYPE_CHECKING:
     from hil.inventory import Mission
+    from hil.mission.environment import MissionEnvironment
     from hil.mission.orbit import Caution, Orbit
-    from hil.mission.timeline import MissionEnvironment, Timeline
+    from hil.mission.timeline import Timeline
 
 _ROUND_KM = 25.0  # an orbit whose height varies by less is told by one height
 

@@ -46,7 +46,7 @@ def _board_type(bench_file: str | None, board_name: str | None) -> BoardType:
 
 def _compile(item: Mission, bench_file: str | None, board_name: str | None) -> Timeline:
     from hil.inventory.environment import environment
-    from hil.mission.timeline import compile_timeline
+    from hil.mission.compile import compile_timeline
 
     return compile_timeline(environment(item, _board_type(bench_file, board_name)))
 

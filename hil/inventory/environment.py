@@ -13,13 +13,13 @@ from hil.inventory.network import network
 from hil.inventory.orbit_file import read_orbit_file
 from hil.inventory.power_environment import power_environment, thermal_config
 from hil.mission.bursts import Bursts, RandomOutages
+from hil.mission.environment import MissionEnvironment
 from hil.mission.faults import FaultPlan, FaultRate
 from hil.mission.frames import DAY_S, Station
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.radio import Channel, LinkBudget, LinkEnvironment, LinkWindow
 from hil.mission.relay import Relay
 from hil.mission.routes import Network
-from hil.mission.timeline import MissionEnvironment
 from hil.model import Span
 
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 from hil.inventory.board_type import BoardType
 from hil.inventory.mission_power import Array, Battery, PowerPlan, ThermalPlan
+from hil.mission.environment import PowerEnvironment
 from hil.mission.eps import ConverterLoss, EpsConfig, ShedConfig
 from hil.mission.solar_array import ArrayConfig
 from hil.mission.thermal import Coupling, Cutoff, Node, Radiator, ThermalConfig
-from hil.mission.timeline import PowerEnvironment
 
 
 def power_environment(plan: PowerPlan, board: BoardType) -> PowerEnvironment:

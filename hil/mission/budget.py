@@ -10,12 +10,13 @@ import numpy as np
 
 from hil.errors import UsageError
 from hil.mission.battery import Battery
+from hil.mission.environment import MissionEnvironment, PowerEnvironment
 from hil.mission.eps import EpsConfig, EpsModel
 from hil.mission.frames import Floats
 from hil.mission.orbit import Caution, Ephemeris
 from hil.mission.shadow import Eclipse, find_eclipses, sunlit_fraction
 from hil.mission.shedding import ShedSwitch
-from hil.mission.timeline import MissionEnvironment, PowerEnvironment, Timeline
+from hil.mission.timeline import Timeline
 
 _WH_J = 3_600.0
 _SAMPLES = 1_201  # per eclipse or orbit: the integral is good to 1e-4 of it

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from hil.errors import UsageError
+from hil.mission import timeline_file
+from hil.mission.compile import compile_timeline
 from hil.mission.radio import DIRECTIONS, LINK_EDGES
 from hil.mission.solar_array import sas_rows
-from hil.mission.timeline import Timeline, compile_timeline
+from hil.mission.timeline import AXES, Timeline
 from hil.model import Direction, LinkState, Span
 
 SATELLITE_NODE = 1  # the stations follow from 2 on, in the mission's order
@@ -46,13 +48,25 @@ def write(timeline: Timeline, path: Path) -> None:
         if path.name.endswith(suffix):
             try:
                 if suffix == ".npz":
-                    timeline.save(path)
+                    timeline_file.save(timeline, path)
                 else:
                     path.write_text(_TEXTS[suffix](timeline), encoding="utf-8")
             except OSError as error:
                 raise UsageError(f"cannot write {path}: {error.strerror}") from error
             return
     raise UsageError(f"{path}: unknown format", hint=f"end the name with one of {', '.join(SUFFIXES)}")
+
+
+def timeline_csv(timeline: Timeline) -> str:
+    """The columns over `t_s` as CSV text with a header; empty cells outside contacts."""
+    names = ("t_s", *AXES["t_s"])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("utc", *names))
+    for row in zip(*(getattr(timeline, name).tolist() for name in names), strict=True):
+        cells = ("" if value != value else f"{value:.9g}" for value in row[1:])
+        writer.writerow((timeline.utc(row[0]), f"{row[0]:.6f}", *cells))
+    return text.getvalue()
 
 
 def edges_csv(timeline: Timeline) -> str:
@@ -205,7 +219,7 @@ def ud3tn_json(timeline: Timeline) -> str:
 
 
 _TEXTS: dict[str, Callable[[Timeline], str]] = {
-    ".csv": Timeline.to_csv,
+    ".csv": timeline_csv,
     ".edges.csv": edges_csv,
     ".trace.csv": trace_csv,
     ".uplink.theaterq.csv": lambda timeline: theaterq(timeline, "uplink"),

@@ -29,7 +29,7 @@ from hil.client import Bench, Lease, attach
 from hil.client.http import DaemonGone, Http
 from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inventory import load_bench
-from hil.mission.timeline import Timeline
+from hil.mission import timeline_file
 from hil.model import LinkState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,7 +237,6 @@ import sys, time
 from pathlib import Path
 from hil.client import attach
 from hil.inventory import load_bench
-from hil.mission.timeline import Timeline
 daemon = attach(load_bench(Path(sys.argv[1])))
 lease = daemon.lease([sys.argv[2]])
 daemon.board(sys.argv[2], lease).power.on()
@@ -566,7 +565,7 @@ def test_an_eclipse_sheds_the_load_at_clock_rate_one_and_restores_it_by_itself(s
     with shared.attach() as daemon, daemon.lease(["b1"]) as lease:
         flight = fly(shared, daemon, lease)
         daemon.board("b1", lease).power.on()
-        timeline = Timeline.load(shared.run / "timeline.npz")
+        timeline = timeline_file.load(shared.run / "timeline.npz")
         assert timeline.environment.power is not None
         shed = timeline.environment.power.shed
         assert shed is not None

@@ -32,7 +32,7 @@ from hil import dashboards
 from hil.bench.journal import read_events
 from hil.client import attach
 from hil.errors import BenchError
-from hil.mission.timeline import Timeline
+from hil.mission import timeline_file
 from hil.virtual import supervisor
 from hil.virtual.config import virtual_bench
 
@@ -234,7 +234,7 @@ def test_the_upload_was_cut_resumed_and_activated_once(flown: Flown) -> None:
 
 
 def test_queries_ran_at_real_time_inside_contacts(flown: Flown) -> None:
-    timeline = Timeline.load(flown.run / "timeline.npz")
+    timeline = timeline_file.load(flown.run / "timeline.npz")
     asked = events(flown, "query")
     assert [event["step"] for event in asked] == ["query", "check"]
     for event in asked:
@@ -446,7 +446,7 @@ def test_provenance_names_what_was_flown(flown: Flown) -> None:
     assert told["mission"]["seed"] == mission(flown)["seed"]
     assert {"hil", "python", "packages", "host", "link_box"} <= set(told)
     assert told["link_box"]["kernel"]
-    timeline = Timeline.load(flown.run / "timeline.npz").hash
+    timeline = timeline_file.load(flown.run / "timeline.npz").hash
     assert rows(flown, "SELECT value FROM meta WHERE key = 'timeline_sha256'") == [timeline]
     assert events(flown, "flight_started")[0]["timeline_sha256"] == timeline
 

@@ -22,14 +22,15 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np
 
 from hil.mission import frames
+from hil.mission.compile import compile_timeline
 from hil.mission.constellation import Constellation, Fleet
+from hil.mission.environment import MissionEnvironment
 from hil.mission.frames import Station, look
 from hil.mission.isl import IslConfig
 from hil.mission.orbit import Orbit
 from hil.mission.radio import LinkEnvironment
 from hil.mission.relay import Relay
 from hil.mission.routes import Network, compile_routes
-from hil.mission.timeline import MissionEnvironment, compile_timeline
 
 TLE = Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle"
 START = datetime(2026, 1, 1, tzinfo=UTC)

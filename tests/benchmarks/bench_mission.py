@@ -17,6 +17,8 @@ import numpy as np
 
 from hil.mission.budget import fly
 from hil.mission.bursts import Bursts, RandomOutages
+from hil.mission.compile import compile_timeline
+from hil.mission.environment import MissionEnvironment, PowerEnvironment
 from hil.mission.eps import EpsConfig, EpsModel, ShedConfig
 from hil.mission.frames import Station
 from hil.mission.orbit import Ephemeris, Orbit
@@ -24,7 +26,6 @@ from hil.mission.radio import Channel, LinkBudget, LinkEnvironment
 from hil.mission.shadow import find_eclipses
 from hil.mission.solar_array import ArrayConfig, SasCurve
 from hil.mission.thermal import Coupling, Node, Radiator, ThermalConfig, ThermalModel
-from hil.mission.timeline import MissionEnvironment, PowerEnvironment, compile_timeline
 
 TLE = Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle"
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from hil.mission.budget import fly, orbit_balance
+from hil.mission.compile import compile_timeline
+from hil.mission.environment import MissionEnvironment, PowerEnvironment
 from hil.mission.eps import ConverterLoss, EpsConfig
 from hil.mission.orbit import Orbit
 from hil.mission.radio import Channel, LinkEnvironment
 from hil.mission.solar_array import ArrayConfig, SasCurve
-from hil.mission.timeline import MissionEnvironment, PowerEnvironment, Timeline, compile_timeline
+from hil.mission.timeline import Timeline
 
 TLE = (Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle").read_text()
 BATTERY = EpsConfig(2.0, resistance_ohm=0.1, charge_max_c=2.0, platform_w=6.0)

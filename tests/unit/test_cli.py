@@ -13,6 +13,7 @@ from test_omm import PLAIN
 
 import hil.cli
 from hil.errors import BenchError, BoardError, ExitCode, UsageError
+from hil.mission import timeline_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TLE = ROOT / "fixtures/tle/ref_qwen3_535_ltdn1030.tle"
@@ -173,12 +174,11 @@ def test_the_shipped_missions_close_their_energy(name: str, capsys: pytest.Captu
 
 
 def test_compile_writes_what_can_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from hil.mission.timeline import Timeline
 
     out = tmp_path / "short.npz"
     assert run("mission", "compile", "short", "--out", out, "--json") == 0
     summary = json.loads(capsys.readouterr().out)
-    assert Timeline.load(out).hash == summary["hash"]
+    assert timeline_file.load(out).hash == summary["hash"]
     assert len(summary["contacts"]) > 10
     assert run("mission", "compile", "short", "--out", tmp_path / "short.txt") == ExitCode.USAGE
 

@@ -14,10 +14,12 @@ from hil.bench.exporter import BenchMetrics, BoardMetrics, Exporter, FlightMetri
 from hil.bench.heat import FlightHeat
 from hil.bench.powerloop import PowerSample
 from hil.bench.recorder import Recorder
+from hil.mission.compile import compile_timeline
+from hil.mission.environment import MissionEnvironment
 from hil.mission.orbit import Orbit
 from hil.mission.radio import Channel, LinkEnvironment
 from hil.mission.thermal import Coupling, Cutoff, Node, Radiator, ThermalConfig, ThermalModel, ThermalState
-from hil.mission.timeline import MissionEnvironment, Timeline, compile_timeline
+from hil.mission.timeline import Timeline
 
 CHIP = ThermalConfig((Node("chip", 100.0, 20.0, board_share=1.0),), cutoff=Cutoff("chip", 40.0, 30.0))
 IDLE = PowerSample(0.0, "b1", "on", 15.0, 2.0, 15.0, 1.0, 15.0, 0.0, 0.0, 0.0, t_mission=0.0, rate=60.0)

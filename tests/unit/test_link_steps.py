@@ -11,8 +11,9 @@ from test_radio import ACM, ENVIRONMENT, ROUGH, UP
 
 from hil.campaign import steps
 from hil.errors import BenchError
+from hil.mission.compile import compile_timeline
 from hil.mission.radio import Channel
-from hil.mission.timeline import Timeline, compile_timeline
+from hil.mission.timeline import Timeline
 from hil.model import Span
 
 

@@ -11,8 +11,8 @@ from hil.errors import UsageError
 from hil.inventory import load_bench, load_mission
 from hil.inventory.environment import environment
 from hil.mission.bursts import Bursts, RandomOutages
+from hil.mission.compile import compile_timeline
 from hil.mission.radio import Channel, LinkBudget, LinkEnvironment, LinkWindow
-from hil.mission.timeline import compile_timeline
 from hil.model import Span
 
 ROOT = Path(__file__).parents[2]

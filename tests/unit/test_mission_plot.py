@@ -22,7 +22,8 @@ from hil.errors import UsageError
 from hil.inventory import Mission, load_board_type, load_mission
 from hil.inventory.environment import environment
 from hil.mission import budget
-from hil.mission.timeline import Timeline, compile_timeline
+from hil.mission.compile import compile_timeline
+from hil.mission.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = "faults: {rates: {seu: {per_year: 8.8}}, acceleration: 2000}\n"

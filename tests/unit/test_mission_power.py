@@ -13,10 +13,11 @@ from hil.errors import UsageError
 from hil.inventory import load_board_type, load_mission
 from hil.inventory.environment import environment
 from hil.mission.budget import orbit_balance
+from hil.mission.compile import compile_timeline
+from hil.mission.environment import MissionEnvironment
 from hil.mission.eps import ConverterLoss, EpsModel
 from hil.mission.solar_array import SasCurve
 from hil.mission.thermal import Cutoff, ThermalModel
-from hil.mission.timeline import MissionEnvironment, compile_timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 BOARD = load_board_type(ROOT / "boards" / "virtual-arm64.yaml")

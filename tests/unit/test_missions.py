@@ -14,7 +14,8 @@ from hil.errors import UsageError
 from hil.inventory import Mission, load_bench, load_mission
 from hil.inventory.environment import environment
 from hil.inventory.mission import read_mission_file
-from hil.mission.timeline import Timeline, compile_timeline
+from hil.mission.compile import compile_timeline
+from hil.mission.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = (ROOT / "fixtures/missions/short.yaml").read_text().replace("../tle", str(ROOT / "fixtures/tle"))

@@ -23,8 +23,9 @@ from hil.client.bench import Bench as Client
 from hil.errors import UsageError
 from hil.inventory import Mission, load_bench, load_mission
 from hil.inventory.environment import environment
+from hil.mission import timeline_file
 from hil.mission.clock import MissionClock
-from hil.mission.timeline import compile_timeline
+from hil.mission.compile import compile_timeline
 from hil.model import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,7 +279,7 @@ def bench_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Daemo
     bench, mission = load_bench(ROOT / "fixtures/benches/virtual.yaml"), load_mission(SHORT)
     daemon = Daemon()
     timeline = compile_timeline(environment(mission, bench.board("vb1")[2]))
-    daemon.on_start = lambda body: timeline.save(Path(body["run_dir"]) / "timeline.npz")
+    daemon.on_start = lambda body: timeline_file.save(timeline, Path(body["run_dir"]) / "timeline.npz")
 
     class Attached(Client):
         def __enter__(self) -> Attached:

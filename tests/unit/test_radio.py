@@ -19,8 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hil.errors import UsageError
+from hil.mission import timeline_file
 from hil.mission.acm import DVB_S2, ModCod, climb, ladder
 from hil.mission.bursts import Bursts, RandomOutages, fades, outages
+from hil.mission.compile import compile_timeline
+from hil.mission.environment import MissionEnvironment
 from hil.mission.frames import Station
 from hil.mission.linkplan import LADDER
 from hil.mission.orbit import Ephemeris, Orbit
@@ -34,7 +37,7 @@ from hil.mission.radio import (
     LinkWindow,
     free_space_loss_db,
 )
-from hil.mission.timeline import EDGE_KINDS, MissionEnvironment, Timeline, compile_timeline
+from hil.mission.timeline import EDGE_KINDS, Timeline
 from hil.model import LinkState, Span
 
 TLE = (Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle").read_text()
@@ -529,8 +532,8 @@ def test_an_environment_survives_json_exactly(
 
 def test_a_rough_timeline_survives_its_file(rough: Timeline, tmp_path: Path) -> None:
     path = tmp_path / "rough.npz"
-    rough.save(path)
-    loaded = Timeline.load(path)
+    timeline_file.save(rough, path)
+    loaded = timeline_file.load(path)
     assert loaded.hash == rough.hash
     assert loaded.environment == rough.environment
     assert loaded.edges == rough.edges
@@ -582,19 +585,19 @@ def test_columns_that_no_compilation_makes_are_refused(
     rough: Timeline, tmp_path: Path, name: str, change: Any, message: str
 ) -> None:
     path = tmp_path / "rough.npz"
-    rough.save(path)
+    timeline_file.save(rough, path)
     with np.load(path) as file:
         content = dict(file)
     content[name] = change(content[name])
     with path.open("wb") as out:
         np.savez(out, **content)
     with pytest.raises(UsageError, match=re.escape(message)):
-        Timeline.load(path)
+        timeline_file.load(path)
 
 
 def test_an_older_format_is_told_apart_from_a_broken_file(rough: Timeline, tmp_path: Path) -> None:
     path = tmp_path / "rough.npz"
-    rough.save(path)
+    timeline_file.save(rough, path)
     with np.load(path) as file:
         content = dict(file)
     meta = json.loads(bytes(content["meta"])) | {"format": 1}
@@ -603,4 +606,4 @@ def test_an_older_format_is_told_apart_from_a_broken_file(rough: Timeline, tmp_p
     with path.open("wb") as out:
         np.savez(out, **content)
     with pytest.raises(UsageError, match="format 1, this version reads"):
-        Timeline.load(path)
+        timeline_file.load(path)

@@ -18,13 +18,16 @@ from hil.cli import run
 from hil.errors import UsageError
 from hil.inventory import load_mission
 from hil.inventory.environment import constellation, environment
+from hil.mission import timeline_file
+from hil.mission.compile import compile_timeline
 from hil.mission.constellation import Constellation, Fleet
+from hil.mission.environment import MissionEnvironment
 from hil.mission.frames import Station
 from hil.mission.isl import IslConfig, IslOutage
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.radio import LinkBudget, LinkEnvironment
 from hil.mission.relay import Relay, RelayPlan
-from hil.mission.timeline import MissionEnvironment, Timeline, compile_timeline
+from hil.mission.timeline import Timeline
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TLE = (FIXTURES / "tle" / "ref_qwen3_535_ltdn1030.tle").read_text()
@@ -153,8 +156,8 @@ def test_a_budget_looks_at_the_access_satellite(plan: RelayPlan) -> None:
 
 
 def test_timeline_with_a_relay_survives_files_and_json(timeline: Timeline, tmp_path: Path) -> None:
-    timeline.save(tmp_path / "ring.npz")
-    again = Timeline.load(tmp_path / "ring.npz")
+    timeline_file.save(timeline, tmp_path / "ring.npz")
+    again = timeline_file.load(tmp_path / "ring.npz")
     assert again.hash == timeline.hash
     assert again.environment == timeline.environment
     at = timeline.contacts[0].aos_s + 30.0

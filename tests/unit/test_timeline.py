@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 
 from hil.errors import UsageError
-from hil.mission import timeline as timeline_module
+from hil.mission import exports, timeline_file
 from hil.mission.budget import balance_caution, eclipse_budget, fly, orbit_balance, shed_forecast, usable_wh
+from hil.mission.compile import compile_timeline
+from hil.mission.environment import MissionEnvironment, PowerEnvironment
 from hil.mission.eps import EpsConfig, ShedConfig
 from hil.mission.frames import Station
+from hil.mission.linkplan import Edge
 from hil.mission.orbit import Ephemeris, Orbit
 from hil.mission.radio import SPEED_OF_LIGHT_M_S, Channel, LinkEnvironment
 from hil.mission.shadow import sunlit_fraction
 from hil.mission.solar_array import ArrayConfig
-from hil.mission.timeline import EDGE_KINDS, Edge, MissionEnvironment, PowerEnvironment, Timeline, compile_timeline
+from hil.mission.timeline import COLUMNS, EDGE_KINDS, Timeline
 
 TLE = (Path(__file__).parents[2] / "fixtures" / "tle" / "ref_qwen3_535_ltdn1030.tle").read_text()
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,7 +58,7 @@ def test_columns_are_immutable_and_cover_the_mission(timeline: Timeline) -> None
     assert timeline.t_s[-1] == 86_400.0
     assert (np.diff(timeline.t_s) > 0).all()
     assert np.diff(timeline.t_s).max() <= 10.0
-    for name in timeline_module._COLUMNS:
+    for name in COLUMNS:
         with pytest.raises(ValueError, match="read-only"):
             getattr(timeline, name)[0] = 1.0
     with pytest.raises(AttributeError):
@@ -184,7 +187,7 @@ def test_hash_ignores_the_last_bits_but_sees_a_changed_result(timeline: Timeline
     def rebuilt(scale: float, edge_s: float = 0.0) -> Timeline:
         columns = {
             name: getattr(timeline, name) * (1 + scale * rng.uniform(-1, 1, getattr(timeline, name).shape))
-            for name in timeline_module._COLUMNS
+            for name in COLUMNS
         }
         edges = tuple(replace(edge, t_s=edge.t_s + edge_s) for edge in timeline.edges)
         return replace(timeline, edges=edges, **columns)
@@ -197,12 +200,12 @@ def test_hash_ignores_the_last_bits_but_sees_a_changed_result(timeline: Timeline
 
 def test_a_saved_timeline_loads_equal(timeline: Timeline, tmp_path: Path) -> None:
     path = tmp_path / "mission.npz"
-    timeline.save(path)
-    loaded = Timeline.load(path)
+    timeline_file.save(timeline, path)
+    loaded = timeline_file.load(path)
     assert loaded.hash == timeline.hash
     assert loaded.environment == ENVIRONMENT
     assert (loaded.edges, loaded.contacts, loaded.eclipses) == (timeline.edges, timeline.contacts, timeline.eclipses)
-    for name in timeline_module._COLUMNS:
+    for name in COLUMNS:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(timeline, name))
     t_s = timeline.contacts[0].max_elevation_s
     assert loaded.link_at(t_s) == timeline.link_at(t_s)
@@ -212,29 +215,29 @@ def test_a_file_that_is_not_a_timeline_is_refused(timeline: Timeline, tmp_path: 
     path = tmp_path / "mission.npz"
     path.write_bytes(b"not a zip")
     with pytest.raises(UsageError, match="not a timeline"):
-        Timeline.load(path)
-    timeline.save(path)
+        timeline_file.load(path)
+    timeline_file.save(timeline, path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UsageError, match="not a timeline"):
-        Timeline.load(path)
+        timeline_file.load(path)
     with pytest.raises(UsageError, match="not a timeline"):
-        Timeline.load(tmp_path / "absent.npz")
+        timeline_file.load(tmp_path / "absent.npz")
     with np.load(_saved(timeline, path)) as file:
         content = dict(file)
     content["sunlit_fraction"] = 1.0 - content["sunlit_fraction"]
     with path.open("wb") as out:
         np.savez(out, **content)
     with pytest.raises(UsageError, match="altered"):
-        Timeline.load(path)
+        timeline_file.load(path)
 
 
 def _saved(timeline: Timeline, path: Path) -> Path:
-    timeline.save(path)
+    timeline_file.save(timeline, path)
     return path
 
 
 def test_csv_has_one_row_per_sample(timeline: Timeline) -> None:
-    rows = list(csv.DictReader(io.StringIO(timeline.to_csv())))
+    rows = list(csv.DictReader(io.StringIO(exports.timeline_csv(timeline))))
     assert len(rows) == len(timeline.t_s)
     assert rows[0]["utc"] == "2026-01-01T00:00:00.000Z"
     assert rows[0]["delay_s"] == ""

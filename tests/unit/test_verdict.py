@@ -21,7 +21,8 @@ from hil.inference import metrics
 from hil.inventory import load_board_type, load_mission
 from hil.inventory.environment import environment
 from hil.inventory.mission import CriterionSpec, read_mission_file
-from hil.mission.timeline import compile_timeline
+from hil.mission import timeline_file
+from hil.mission.compile import compile_timeline
 from hil.model import Criterion, Span, Verdict, VerdictFile
 
 ROOT = Path(__file__).parents[2]
@@ -423,7 +424,7 @@ def test_what_was_computed_is_judged_from_the_timeline_of_the_run(run: Path) -> 
     assert row(judge(run, spec), "x").verdict == "missing"
     flown = load_mission(ROOT / "fixtures/missions/kepler-odc.yaml")
     timeline = compile_timeline(environment(flown, load_board_type(ROOT / "boards/virtual-arm64.yaml")))
-    timeline.save(run / "timeline.npz")
+    timeline_file.save(timeline, run / "timeline.npz")
     found = row(judge(run, spec), "x")
     assert (found.verdict, found.measured) == ("pass", 15.0)
     assert "computed, not measured" in found.evidence
