@@ -50,11 +50,12 @@ def mission_dashboard() -> dict[str, Any]:
     return dashboard(
         uid="hil-mission",
         title="hil / Mission",
-        description="One board in orbit on the bench: light, power, battery, link, upload and inference.",
+        description="One board in orbit on the bench: light, power, battery, heat, link, upload and inference.",
         rows=(
             ("Now", _now()),
             ("Phases", _phases()),
             ("Power", _power()),
+            ("Heat", _heat()),
             ("Link", _link()),
             ("Inference", _inference()),
         ),
@@ -196,6 +197,29 @@ def _power() -> tuple[Panel, ...]:
             "s",
             Target(_metric("hil_power_loop_lateness_seconds"), "lateness"),
             zero=True,
+        ),
+    )
+
+
+def _heat() -> tuple[Panel, ...]:
+    """Empty in flights of missions without `thermal:`."""
+    return (
+        _graph(
+            "Temperature",
+            "Nodes of the mission's thermal model, warmed by the board's measured power; modelled, never measured. "
+            "Empty without a thermal model.",
+            "celsius",
+            Target(_metric("hil_thermal_node_celsius"), "{{node}}, modelled"),
+        ),
+        Panel(
+            "Workload and heat",
+            "Whether the thermal model lets the workload run or makes it rest until it has cooled. Empty without one.",
+            "state-timeline",
+            "none",
+            (Target(f"max({_metric('hil_thermal_may_run')})", "workload"),),
+            options={"mergeValues": True, "showValue": "auto", "rowHeight": 0.85, **_TOOLTIP, **_legend()},
+            custom={"lineWidth": 0, "fillOpacity": 80},
+            defaults={"mappings": _mapping({0: ("must rest", "red"), 1: ("may run", "green")})},
         ),
     )
 

@@ -15,6 +15,7 @@ import pytest
 
 from hil import dashboards, paths
 from hil.bench import exporter
+from hil.mission.thermal import ThermalState
 from hil.virtual.images import ensure_prometheus
 
 pytestmark = pytest.mark.xdist_group("prometheus")
@@ -45,7 +46,7 @@ def snapshot(start_s: float) -> exporter.BenchMetrics:
         player_overruns=0,
         power_cuts=int(t_s > 3),
         link=exporter.LinkMetrics(True, {"uplink": 0.005, "downlink": 0.005}, {"uplink": 3e5, "downlink": 1e6}),
-        flight=exporter.FlightMetrics(60 * t_s, 60.0, 0.6, 14.2),
+        flight=exporter.FlightMetrics(60 * t_s, 60.0, 0.6, 14.2, ThermalState({"chip": 41.5, "hull": -3.0}, True)),
     )
     return exporter.BenchMetrics("virtual", "0.1.0", True, 1, (board,))
 
@@ -86,6 +87,8 @@ def test_values_are_those_of_the_exporter(server: prometheus.Prometheus) -> None
     assert {s.labels["phase"]: s.value for s in server.query(per_token)} == {"umbra": pytest.approx(1.5, rel=0.2)}
     light = next(q for q in queries if "hil_orbit_phase" in q)
     assert [s.value for s in server.query(light)] == [3.0]
+    heat = next(q for q in queries if "hil_thermal_node_celsius" in q)
+    assert {s.labels["node"]: s.value for s in server.query(heat)} == {"chip": 41.5, "hull": -3.0}
 
 
 def test_legends_have_the_labels_they_name(server: prometheus.Prometheus) -> None:

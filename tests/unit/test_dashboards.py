@@ -14,7 +14,7 @@ from hil import dashboards
 
 ROOT = Path(__file__).parents[2] / "grafana"
 FILES = sorted((ROOT / "dashboards/hil").glob("*.json"))
-UNITS = {"volt", "amp", "watt", "joule", "s", "bps", "bytes", "percentunit", "dthms", "short", "none"}
+UNITS = {"volt", "amp", "watt", "joule", "celsius", "s", "bps", "bytes", "percentunit", "dthms", "short", "none"}
 TARGETS = [
     pytest.param(panel, target, id=f"{path.stem}-{panel['title']}-{target['refId']}")
     for path in FILES
@@ -122,6 +122,7 @@ def test_issue_asks_for_these_panels() -> None:
         "Current",
         "Power",
         "State of charge",
+        "Temperature",
         "One-way delay",
         "Link rate",
         "Output tokens",

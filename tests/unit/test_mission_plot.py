@@ -79,7 +79,7 @@ def test_page_says_whose_sky_it_is_and_that_nothing_was_measured(drawn: str, sho
     assert labels == [
         "Ground track", "Phases of the flight", "Sunlight, % visible", "Elevation of the satellite, °",
         "One-way delay, ms", "Link rate, Mbit/s", "Power, modelled, W", "State of charge, modelled, %",
-        "Bus voltage, modelled, V", "Mission time and UTC",
+        "Bus voltage, modelled, V", "Temperature of board, modelled, °C", "Mission time and UTC",
     ]  # fmt: skip
 
 
@@ -273,11 +273,11 @@ def test_a_long_mission_is_flown_in_longer_steps_to_the_same_sheds(
 
 
 def test_work_rests_while_the_thermal_model_forbids_it(tmp_path: Path) -> None:
-    heat = (
-        "thermal:\n  nodes: {board: {heat_capacity_j_per_k: 214, initial_c: 30, board_share: 1.0}}\n"
-        "  radiators: [{node: board, area_m2: 0.015}]\n  cutoff: {node: board, off_c: 60, on_c: 30}\n\nmodel:\n"
+    mission, timeline = made(
+        tmp_path / "hot.yaml",
+        ("heat_capacity_j_per_k: 100, initial_c: 20", "heat_capacity_j_per_k: 214, initial_c: 30"),
+        ("area_m2: 0.02, sides: 2, emissivity: 0.9}", "area_m2: 0.015}\n  cutoff: {node: board, off_c: 60, on_c: 30}"),
     )
-    mission, timeline = made(tmp_path / "hot.yaml", ("model:\n", heat))
     told = forecast(timeline, "full", 15.0, 5.0)
     celsius = told.temperature_c["board"]
     assert len(told.rest) > 5
