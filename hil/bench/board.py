@@ -20,7 +20,8 @@ from hil.bench.levels import Layers
 from hil.bench.pacing import Pacing
 from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
-from hil.bench.powerloop import Heartbeat, PowerLoop, PowerSample
+from hil.bench.powerloop import PowerLoop
+from hil.bench.powervalues import Heartbeat, PowerSample
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff
 from hil.drivers.outlets import outlet_for
 from hil.drivers.scpi import Supply

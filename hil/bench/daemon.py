@@ -44,7 +44,7 @@ from hil.bench.links import link_driver
 from hil.bench.pacing import Pacing
 from hil.bench.player import LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
-from hil.bench.powerloop import PowerSample
+from hil.bench.powervalues import PowerSample
 from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, finish_leftovers
 from hil.bench.shutdown import shut_down
 from hil.bench.sockets import bind_unix

@@ -25,8 +25,9 @@ from hil.bench.exporter import FlightMetrics, phase_of
 from hil.bench.heat import FlightHeat
 from hil.bench.journal import Journal, utc_text
 from hil.bench.player import EdgeLike, Played, Player
-from hil.bench.powerloop import Bounds, PowerLoop, PowerSample
-from hil.bench.powerloop import Flight as PowerFlight
+from hil.bench.powerloop import PowerLoop
+from hil.bench.powervalues import Bounds, PowerSample
+from hil.bench.powervalues import Flight as PowerFlight
 from hil.bench.recorder import Recorder, Value
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hil.bench.powerloop import PowerSample
+from hil.bench.powervalues import PowerSample
 from hil.bench.recorder import Value
 from hil.mission.orbit import Ephemeris
 from hil.mission.thermal import HeatLedger, ThermalConfig, ThermalModel, ThermalState, albedo_cosine

@@ -15,9 +15,10 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from hil.bench import safety
 from hil.bench.crosscheck import CrossCheck
@@ -25,191 +26,12 @@ from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
 from hil.bench.pacing import Pacing
 from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
+from hil.bench.powerflight import FlightPower, check_flight
+from hil.bench.powervalues import Flight, Heartbeat, OnCut, OnEvent, PowerLedger, PowerSample, State, Tuning
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
 from hil.errors import BenchError, HilError, SafetyError, UsageError
-from hil.mission.eps import GAIN_LIMIT
 from hil.model import Reading, Setpoint
-
-State = Literal["off", "on", "shed", "tripped"]
-OnEvent = Callable[[str, dict[str, Any]], None]
-OnCut = Callable[[str], None]
-
-
-# ------------------------------------------------------------------------------------------- what the loop needs
-class EpsStateLike(Protocol):
-    """The part of `hil.mission.eps.EpsState` that the loop reads."""
-
-    @property
-    def soc(self) -> float: ...
-    @property
-    def bus_voltage_v(self) -> float: ...
-    @property
-    def watched_v(self) -> float: ...
-    @property
-    def battery_power_w(self) -> float: ...
-    @property
-    def array_used_w(self) -> float: ...
-    @property
-    def collapsed(self) -> bool: ...
-
-
-class EpsLike(Protocol):
-    """`hil.mission.eps.EpsModel`: mission seconds and watts in, state out; `gain` is the loop's own feedback."""
-
-    @property
-    def state(self) -> EpsStateLike: ...
-
-    def step(self, dt_s: float, board_w: float, array_w: float) -> EpsStateLike: ...
-
-    def gain(self, board_w: float, voltage_v: float | None = None) -> float: ...
-
-
-class ClockLike(Protocol):
-    """`hil.mission.clock.MissionClock`."""
-
-    @property
-    def rate(self) -> float: ...
-
-    def mission_s(self, wall_s: float) -> float: ...
-
-
-class ShedLike(Protocol):
-    """`hil.mission.eps.ShedConfig`: hold in mission seconds, dwell in wall seconds."""
-
-    @property
-    def shed_v(self) -> float: ...
-    @property
-    def hold_s(self) -> float: ...
-    @property
-    def restore_v(self) -> float: ...
-    @property
-    def restore_soc(self) -> float: ...
-    @property
-    def dwell_s(self) -> float: ...
-
-
-class Heartbeat(Protocol):
-    """`hil.bench.deadman.Deadman`."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    def beat(self, source: str) -> None: ...
-
-    async def arm(self, output: ArmedOutput) -> None: ...
-
-    async def disarm(self, intent: Intent) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the loop must keep to in a flight, wall seconds; beyond it the record does not show the mission.
-
-    `period_s`: the slowest loop. `lateness_s`: from a tick's schedule to its acknowledged set point. `gap_s`: between
-    two measurements of an output that is on.
-    """
-
-    period_s: float = 1.0
-    lateness_s: float = 1.0
-    gap_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """What closes the loop. `array_w` and `sunlit` are functions of mission seconds.
-
-    `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight.
-    `array_direct`: the array feeds the bus without a tracker between them.
-    """
-
-    eps: EpsLike
-    clock: ClockLike
-    array_w: Callable[[float], float]
-    sunlit: Callable[[float], float]
-    current_limit_a: float
-    planned_w: float
-    shed: ShedLike | None = None
-    array_direct: bool = False
-    bounds: Bounds = Bounds()
-
-
-@dataclass(slots=True)
-class PowerLedger:
-    """What one flight measured, and what the battery model was told of it. Joules.
-
-    `metered_j` is wall energy, `gap_j` the part of it that lies between samples further apart than the bound: drawn
-    straight between them, not measured. `metered_mission_j` and `fed_j` are mission energy, as measured and as fed to
-    the model through the filter; `assumed_j` is what skips fed without a measurement. `writes` are set points that
-    were sent, `writes_skipped` those below the supply's resolution. `compared` readings of the second meter, if there
-    is one, were held against the supply's.
-    """
-
-    metered_j: float = 0.0
-    gap_j: float = 0.0
-    metered_mission_j: float = 0.0
-    fed_j: float = 0.0
-    assumed_j: float = 0.0
-    samples: int = 0
-    lost_samples: int = 0
-    longest_gap_s: float = 0.0
-    latest_s: float = 0.0
-    overruns: int = 0
-    writes: int = 0
-    writes_skipped: int = 0
-    meter: str = ""
-    compared: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PowerSample:
-    """One tick. Volts, amperes, watts and joules are measured at the supply; None without a flight.
-
-    `energy_j` integrates over wall time and is what tokens are divided by; `mission_energy_j` over mission time.
-    `bus_voltage_v`, `soc`, `array_w`, `array_used_w`, `battery_w` and `gain` are the model's.
-    """
-
-    t_mono: float
-    board: str
-    state: State
-    voltage_set_v: float
-    current_limit_a: float
-    voltage_v: float
-    current_a: float
-    power_w: float
-    energy_j: float
-    mission_energy_j: float
-    lateness_s: float
-    t_mission: float | None = None
-    rate: float | None = None
-    soc: float | None = None
-    bus_voltage_v: float | None = None
-    array_w: float | None = None
-    array_used_w: float | None = None
-    battery_w: float | None = None
-    sunlit: float | None = None
-    gain: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Column names and values of the recorder's `power` table."""
-        return {name: getattr(self, name) for name in _COLUMNS}
-
-
-_COLUMNS = tuple(item.name for item in fields(PowerSample))  # of numbers and words: `asdict` would copy each deeply
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Times of the loop, wall seconds. `filter_s` is the time constant of the fed-back current."""
-
-    period_min_s: float = 0.1
-    filter_s: float = 0.3
-    stale_s: float = 2.0
-    breach_s: float = 0.2
-    overrun_s: float = 0.25
-    pulse_s: float = 0.2
-    step_budget_s: float = 4.0  # an await that takes longer than this counts as hung: the heartbeat stops
-    off_timeout_s: float = 5.0
 
 
 @dataclass(slots=True)
@@ -264,7 +86,7 @@ class PowerLoop:
         self._tuning = tuning or Tuning()
         self._clock = clock
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
-        self._flight: Flight | None = None
+        self._flown: FlightPower | None = None
         self._set = nominal
         self._set_lost = False
         self._latch_up: tuple[LatchUpWatch, asyncio.Future[LatchUp]] | None = None
@@ -274,27 +96,22 @@ class PowerLoop:
         self._slot = (pacing or Pacing()).join(id(supply))
         self._writes_s: deque[float] = deque(maxlen=5)
         self._meter = meter
-        self._invalid: set[str] = set()
         self._lost = False
         self._previous: Reading | None = None
         self._filtered_a = 0.0
         self._fresh_s = clock()
         self._breach_since_s: float | None = None
-        self._gain = 0.0
         self._foreign = False
         self._setpoint_late_s = 0.0
         self._energy_j = 0.0
         self._energy_at_on_j = 0.0
         self._mission_energy_j = 0.0
-        self._low_since_mission_s: float | None = None
-        self._mission_s: float | None = None  # how far the model has come
-        self._model_held = False
         self._running = False
 
     # ---------------------------------------------------------------------------------------------- for others
     @property
     def flight(self) -> Flight | None:
-        return self._flight
+        return None if self._flown is None else self._flown.flight
 
     async def request_on(self, setpoint: Setpoint | None = None) -> PoweredOn:
         """Run the start sequence; returns when the board has its voltage. In a flight the bus voltage decides.
@@ -330,72 +147,24 @@ class PowerLoop:
 
     def attach(self, flight: Flight) -> None:
         """Close the loop. UsageError when the mission cannot be flown so: gain above 0.5, loop too slow, limits."""
-        if flight.array_direct:
-            raise UsageError(
-                f"{self.board}: the mission's array feeds the bus directly: left of its point of maximum power it is a "
-                "current source, which no supply that follows a program can play",
-                hint="`conversion: mppt`; a hardware solar-array simulator plays the curve itself, but not in a flight",
-            )
-        floor_v = max(self._envelope.voltage_min_v, flight.shed.shed_v if flight.shed else 0.0)
-        gain = max(flight.eps.gain(flight.planned_w), flight.eps.gain(flight.planned_w, floor_v))
-        if not gain <= GAIN_LIMIT:
-            raise UsageError(
-                f"{self.board}: the power loop's gain would be {gain:.2f}, more than {GAIN_LIMIT}",
-                hint="lower the battery's resistance or raise its voltage; a soft source needs a hardware simulator",
-            )
-        if self.period_s > flight.bounds.period_s:
-            raise UsageError(
-                f"{self.board}: the supply allows a loop of {self.period_s:.3f} s, the mission needs "
-                f"{flight.bounds.period_s:.3f} s",
-                hint="use a faster supply, or fewer boards on it",
-            )
-        bus_v = flight.eps.state.bus_voltage_v
-        self._envelope.check(Setpoint(bus_v, flight.current_limit_a))
-        self._flight = flight
-        self.ledger = PowerLedger(meter="" if self._meter is None else self._meter.name)
-        self._invalid.clear()
-        self._low_since_mission_s = None
-        self._mission_s = flight.clock.mission_s(self._clock())
+        check_flight(self.board, flight, self._envelope, self.period_s)
+        meter = "" if self._meter is None else self._meter.name
+        self._flown = FlightPower(self.board, flight, tell=self._pass_on, clock=self._clock, meter=meter)
+        self.ledger = self._flown.ledger
 
     def detach(self) -> None:
         """Open the loop: the set point stays where it is, metering goes on. A shed load stays off."""
-        self._flight = None
+        self._flown = None
         if self.state == "shed":
             self.state = "off"
 
-    @contextlib.asynccontextmanager
-    async def advanced_model(self, until_s: float, assumed_board_w: float, step_s: float) -> AsyncIterator[None]:
-        """Advance the battery to mission second `until_s` by model alone, and say so in a `model_advanced` event.
-
-        The body moves the clock there, without an await. Days of it take seconds: they pass on a thread, and the ticks
-        leave the model alone meanwhile, but not the board. A loop that stood still would be cut by the dead-man.
-        """
-        flight = self._flight
-        if flight is None:
+    def advanced_model(
+        self, until_s: float, assumed_board_w: float, step_s: float
+    ) -> AbstractAsyncContextManager[None]:
+        """See `FlightPower.advanced`. UsageError without a flight."""
+        if self._flown is None:
             raise UsageError(f"{self.board} is not in a flight")
-        before_s = flight.clock.mission_s(self._clock()) if self._mission_s is None else self._mission_s
-        dt_s = until_s - before_s
-        if not (math.isfinite(dt_s) and dt_s >= 0 and step_s > 0):
-            raise UsageError(f"cannot advance the model by {dt_s!r} s in steps of {step_s!r} s")
-        self._model_held = True
-        try:
-            lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_board_w, step_s)
-            self.ledger.assumed_j += assumed_board_w * dt_s
-            self._mission_s = until_s
-            self._low_since_mission_s = None
-            state = flight.eps.state
-            self._tell(
-                "model_advanced",
-                label="modelled",
-                dt_mission_s=dt_s,
-                assumed_board_w=assumed_board_w,
-                soc=state.soc,
-                bus_voltage_v=state.bus_voltage_v,
-                lowest_watched_v=lowest_v,
-            )
-            yield
-        finally:
-            self._model_held = False
+        return self._flown.advanced(until_s, assumed_board_w, step_s)
 
     # ------------------------------------------------------------------------------------------------- the task
     async def run(self) -> None:
@@ -474,8 +243,8 @@ class PowerLoop:
             await self._watch_latch_up(reading)
         else:
             self._watch_foreign(reading)
-        if self._flight is not None and not self._model_held:
-            await self._fly(self._flight, reading, due_s)
+        if self._flown is not None and not self._flown.held:
+            await self._fly(self._flown, reading, due_s)
         self._adapt(reading.exchange_s)
         lateness_s = max(lateness_s, self._setpoint_late_s)
         self._judge(lateness_s)
@@ -488,28 +257,13 @@ class PowerLoop:
             self.ledger.overruns += 1
             self._tell("overrun", lateness_s=lateness_s, period_s=self.period_s)
         self.ledger.latest_s = max(self.ledger.latest_s, lateness_s)
-        if self._flight is None:
-            return
-        bounds = self._flight.bounds
-        if lateness_s > bounds.lateness_s:
-            self._invalidate("late", "a set point was {:.2f} s late", lateness_s, bounds.lateness_s)
-        if self.period_s > bounds.period_s:
-            self._invalidate("slow", "the supply allows a loop of {:.2f} s only", self.period_s, bounds.period_s)
+        if self._flown is not None:
+            self._flown.judge_timing(lateness_s, self.period_s)
 
-    def _judge_gap(self, gap_s: float) -> None:
-        """Samples of an output that is on are `gap_s` apart, or have been missing for so long."""
+    def _judge_gap(self, gap_s: float) -> bool:
+        """As `FlightPower.judge_gap`; counted without a flight too."""
         self.ledger.longest_gap_s = max(self.ledger.longest_gap_s, gap_s)
-        if self._flight is not None and gap_s > self._flight.bounds.gap_s:
-            self._invalidate("stale", "no measurement for {:.2f} s", gap_s, self._flight.bounds.gap_s)
-
-    def _invalidate(self, what: str, cause: str, measured: float, limit: float) -> None:
-        """The flight's record no longer shows the mission; each kind is told once a flight."""
-        self._declare(what, f"{cause.format(measured)}, more than {limit:g}", measured=measured, limit=limit)
-
-    def _declare(self, what: str, cause: str, **data: float) -> None:
-        if what not in self._invalid:
-            self._invalid.add(what)
-            self._tell("run_invalid", what=what, cause=f"{self.board}: {cause}", **data)
+        return self._flown is not None and self._flown.judge_gap(gap_s)
 
     async def _cross_check(self, meter: CrossCheck) -> None:
         """Hold the second meter against the supply while the output is on. Never stops the loop."""
@@ -538,8 +292,8 @@ class PowerLoop:
             if not apart:
                 apart = True
                 self._tell("meters_disagree", meter=meter.name, cause=cause)
-            if self._flight is not None:
-                self._declare("meters", cause, supply_w=found.supply_w, board_w=found.board_w)
+            if self._flown is not None:
+                self._flown.declare("meters", cause, supply_w=found.supply_w, board_w=found.board_w)
 
     async def _measure(self) -> Reading | None:
         """A reading, or None when the supply did not answer this time; SafetyError when that lasts while it is on."""
@@ -572,10 +326,8 @@ class PowerLoop:
             dt = reading.time_s - self._previous.time_s
             joules = 0.5 * (reading.power_w + self._previous.power_w) * dt
             self._add_energy(joules)
-            if self._energized:
-                self._judge_gap(dt)
-                if self._flight is not None and dt > self._flight.bounds.gap_s:
-                    self.ledger.gap_j += joules
+            if self._energized and self._judge_gap(dt):
+                self.ledger.gap_j += joules
             share = 1.0 - math.exp(-dt / self._tuning.filter_s)
             self._filtered_a += share * (reading.current_a - self._filtered_a)
         else:
@@ -629,40 +381,27 @@ class PowerLoop:
         self._foreign = reading.output_on
 
     # -------------------------------------------------------------------------------------------- with a flight
-    async def _fly(self, flight: Flight, reading: Reading, due_s: float) -> None:
+    async def _fly(self, flown: FlightPower, reading: Reading, due_s: float) -> None:
         board_w = max(0.0, self._filtered_a * reading.voltage_v) if self._energized else 0.0
-        state = self._step_model(flight, self._clock(), board_w)
-        mission_s = flight.clock.mission_s(reading.time_s) if self._mission_s is None else self._mission_s
-        self._gain = flight.eps.gain(board_w)
-        if self.state == "on":
-            await self._follow(flight, state, mission_s, due_s)
-        elif self.state == "shed":
-            await self._maybe_restore(flight, state)
-
-    def _step_model(self, flight: Flight, now_s: float, board_w: float) -> EpsStateLike:
-        """Let the battery feed the board with `board_w` up to the monotonic time `now_s`."""
-        mission_s = flight.clock.mission_s(now_s)
-        before_s = mission_s if self._mission_s is None else self._mission_s
-        dt_s = max(0.0, mission_s - before_s)
-        self._mission_s = max(before_s, mission_s)
-        self.ledger.fed_j += board_w * dt_s
-        return flight.eps.step(dt_s, board_w, max(0.0, flight.array_w(mission_s)))
+        state = flown.feed(board_w, self._clock())
+        flown.gain = flown.flight.eps.gain(board_w)
+        if self.state == "shed":
+            await self._maybe_restore(flown)
+        elif self.state == "on":
+            cause = flown.shed_cause(self._envelope.voltage_min_v)
+            if cause:
+                await self._shed(flown, cause)
+            else:
+                await self._follow(Setpoint(state.bus_voltage_v, flown.flight.current_limit_a), due_s)
 
     def _feed_switching(self, *spans: tuple[float, float]) -> None:
         """Tell the model what was drawn between two ticks: (until when, watts) after each other."""
-        if self._flight is not None and not self._model_held:
+        if self._flown is not None and not self._flown.held:
             for until_s, watts in spans:
-                self._step_model(self._flight, until_s, watts)
+                self._flown.feed(watts, until_s)
 
-    async def _follow(self, flight: Flight, state: EpsStateLike, mission_s: float, due_s: float) -> None:
-        cause = self._shed_cause(flight, state, mission_s)
-        if self._gain > GAIN_LIMIT:
-            self._invalidate("gain", "the power loop's gain is {:.2f}", self._gain, GAIN_LIMIT)
-            cause = "loop gain"
-        if cause:
-            await self._shed(flight, state, cause)
-            return
-        wanted = Setpoint(state.bus_voltage_v, flight.current_limit_a)
+    async def _follow(self, wanted: Setpoint, due_s: float) -> None:
+        """Bring the channel to the bus's voltage, as fast as the board's slew allows."""
         self._envelope.check(wanted)
         limits = self._supply.capabilities.channels[self._channel]
         step_v = self._envelope.slew_v_per_s * self.period_s
@@ -689,51 +428,32 @@ class PowerLoop:
         else:
             self.ledger.writes_skipped += 1
 
-    def _shed_cause(self, flight: Flight, state: EpsStateLike, mission_s: float) -> str:
-        if state.collapsed:
-            return "bus collapse"
-        if state.bus_voltage_v < self._envelope.voltage_min_v:
-            return "bus below the board's minimum"
-        rule = flight.shed
-        if rule is None or state.watched_v >= rule.shed_v:
-            self._low_since_mission_s = None
-            return ""
-        if self._low_since_mission_s is None:
-            self._low_since_mission_s = mission_s
-        return "bus below its shed voltage" if mission_s - self._low_since_mission_s >= rule.hold_s else ""
-
-    async def _shed(self, flight: Flight, state: EpsStateLike, cause: str) -> None:
-        self._low_since_mission_s = None
+    async def _shed(self, flown: FlightPower, cause: str) -> None:
+        state, rule = flown.state, flown.flight.shed
         off = await self._cut("shed", f"load shed: {cause}")
+        flown.switched()
         self._tell(
             "load_shed",
             cause=cause,
             bus_voltage_v=state.bus_voltage_v,
             watched_v=state.watched_v,
             soc=state.soc,
-            shed_v=flight.shed.shed_v if flight.shed else None,
+            shed_v=rule.shed_v if rule else None,
             off_mono=off.off_s,
             verified_mono=off.verified_s,
             verified_v=off.reading.voltage_v,
         )
 
-    async def _maybe_restore(self, flight: Flight, state: EpsStateLike) -> None:
-        rule = flight.shed
-        if rule is None or state.collapsed or self._off_verified_s is None:
+    async def _maybe_restore(self, flown: FlightPower) -> None:
+        if self._off_verified_s is None:
             return
-        rested_s = self._clock() - self._off_verified_s
-        if state.soc < rule.restore_soc or state.watched_v < rule.restore_v or rested_s < rule.dwell_s:
+        state, rested_s = flown.state, self._clock() - self._off_verified_s
+        if not flown.may_restore(rested_s):
             return
-        self._tell("load_restoring", bus_voltage_v=state.bus_voltage_v, soc=state.soc, rested_s=rested_s)
-        on = await self._power_on(Setpoint(state.bus_voltage_v, flight.current_limit_a))
-        self._tell(
-            "load_restored",
-            bus_voltage_v=state.bus_voltage_v,
-            soc=state.soc,
-            rested_s=rested_s,
-            on_mono=on.on_s,
-            peak_a=on.peak_a,
-        )
+        told = {"bus_voltage_v": state.bus_voltage_v, "soc": state.soc, "rested_s": rested_s}
+        self._tell("load_restoring", **told)
+        on = await self._power_on(Setpoint(state.bus_voltage_v, flown.flight.current_limit_a))
+        self._tell("load_restored", **told, on_mono=on.on_s, peak_a=on.peak_a)
 
     # ------------------------------------------------------------------------------------------------- switching
     async def _obey(self, command: _Command) -> None:
@@ -769,9 +489,8 @@ class PowerLoop:
                 f"{self.board}: its load is shed by the mission's power system",
                 hint="wait until the battery restores it, or end the flight",
             )
-        if self._flight is not None:
-            bus_v = self._flight.eps.state.bus_voltage_v
-            setpoint = Setpoint(bus_v, self._flight.current_limit_a)
+        if self._flown is not None:
+            setpoint = Setpoint(self._flown.state.bus_voltage_v, self._flown.flight.current_limit_a)
         on = await self._power_on(setpoint or self._nominal)
         self._tell(
             "board_on",
@@ -845,7 +564,8 @@ class PowerLoop:
         started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)
         self._feed_switching((on.on_s, 0.0), (on.settled_s, started_w))
         self._forget(on.reading)
-        self._low_since_mission_s = None
+        if self._flown is not None:
+            self._flown.switched()
         return on
 
     async def _arm(self) -> None:
@@ -952,12 +672,10 @@ class PowerLoop:
         return self._intent.key in {item.key for item in self._journal.open_intents()}
 
     def _add_energy(self, joules: float) -> None:
-        """Wall joules; in mission time at the present rate (a skip is the model's, not a measurement's)."""
+        """Wall joules, and the mission's share of a flight."""
         self._energy_j += joules
-        if self._flight is not None:
-            self._mission_energy_j += joules * self._flight.clock.rate
-            self.ledger.metered_j += joules
-            self.ledger.metered_mission_j += joules * self._flight.clock.rate
+        if self._flown is not None:
+            self._mission_energy_j += self._flown.metered(joules)
 
     def _forget(self, reading: Reading | None = None) -> None:
         """Start metering anew from `reading`: the span of a switching sequence is not interpolated over."""
@@ -965,9 +683,13 @@ class PowerLoop:
         self._filtered_a = reading.current_a if reading else 0.0
         self._fresh_s = self._clock()
         self._breach_since_s = None
-        self._gain = 0.0
+        if self._flown is not None:
+            self._flown.gain = 0.0
 
     def _tell(self, kind: str, **data: Any) -> None:
+        self._pass_on(kind, data)
+
+    def _pass_on(self, kind: str, data: dict[str, Any]) -> None:
         self._on_event(kind, {"board": self.board, **data})
 
     def _emit(self, reading: Reading, lateness_s: float) -> None:
@@ -983,35 +705,7 @@ class PowerLoop:
             self._energy_j,
             self._mission_energy_j,
             lateness_s,
-            *(() if self._flight is None else self._modelled(self._flight, reading.time_s)),
+            *(() if self._flown is None else self._flown.sampled(reading.time_s)),
         )
         self.last = sample
         self._on_sample(sample)
-
-    def _modelled(self, flight: Flight, now_s: float) -> tuple[float, ...]:
-        """What a sample says in a flight only, from `t_mission` on."""
-        mission_s = self._mission_s
-        if mission_s is None or self._model_held:
-            mission_s = flight.clock.mission_s(now_s)
-        state = flight.eps.state
-        return (
-            mission_s,
-            flight.clock.rate,
-            state.soc,
-            state.bus_voltage_v,
-            flight.array_w(mission_s),
-            state.array_used_w,
-            state.battery_power_w,
-            flight.sunlit(mission_s),
-            self._gain,
-        )
-
-
-def _advance(flight: Flight, before_s: float, dt_s: float, assumed_board_w: float, step_s: float) -> float:
-    """Step the model through `dt_s` from mission second `before_s`; the lowest watched voltage on the way."""
-    steps = max(1, math.ceil(dt_s / step_s))
-    lowest_v = math.inf
-    for index in range(steps):
-        array_w = flight.array_w(before_s + (index + 0.5) * dt_s / steps)
-        lowest_v = min(lowest_v, flight.eps.step(dt_s / steps, assumed_board_w, array_w).watched_v)
-    return lowest_v

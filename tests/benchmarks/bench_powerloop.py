@@ -29,7 +29,8 @@ from typing import Any
 
 from hil.bench.deadman import Deadman
 from hil.bench.pacing import Pacing
-from hil.bench.powerloop import Flight, PowerLoop, PowerSample
+from hil.bench.powerloop import PowerLoop
+from hil.bench.powervalues import Flight, PowerSample
 from hil.bench.recorder import Recorder
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.drivers.scpi import ScpiSupply

@@ -19,7 +19,7 @@ from hil.bench.crosscheck import cross_check
 from hil.bench.exporter import BenchMetrics, Exporter
 from hil.bench.flight import FlightControl
 from hil.bench.pacing import Pacing
-from hil.bench.powerloop import PowerSample
+from hil.bench.powervalues import PowerSample
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.campaign import measures, record, verdict
 from hil.drivers.scpi import ScpiSupply

@@ -12,7 +12,7 @@ import pytest
 
 from hil.bench.exporter import BenchMetrics, BoardMetrics, Exporter, FlightMetrics, per_phase
 from hil.bench.heat import FlightHeat
-from hil.bench.powerloop import PowerSample
+from hil.bench.powervalues import PowerSample
 from hil.bench.recorder import Recorder
 from hil.mission.compile import compile_timeline
 from hil.mission.environment import MissionEnvironment

@@ -17,7 +17,8 @@ import pytest
 from hil.bench.crosscheck import CrossCheck, MeterBounds
 from hil.bench.deadman import ArmedOutput
 from hil.bench.pacing import Pacing
-from hil.bench.powerloop import Bounds, Flight, PowerLoop, PowerSample, Tuning
+from hil.bench.powerloop import PowerLoop
+from hil.bench.powervalues import Bounds, Flight, PowerSample, Tuning
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
@@ -437,7 +438,9 @@ def test_a_gain_above_half_is_refused_before_the_flight(tmp_path: Path) -> None:
 def test_a_gain_above_half_in_flight_sheds_and_invalidates(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         rig.loop.attach(flight(battery(soc=1.0, resistance_ohm=2.0, capacity_ah=5.0), planned_w=5.0))
-        rig.loop._flight = replace(rig.loop._flight, eps=Louder(rig.loop._flight.eps))  # type: ignore[arg-type, union-attr, type-var]
+        flown = rig.loop._flown
+        assert flown is not None
+        flown.flight = replace(flown.flight, eps=Louder(flown.flight.eps))  # type: ignore[arg-type]
         await rig.loop.request_on()
         await rig.until(lambda: rig.loop.state == "shed")
         told = rig.of("run_invalid")
