@@ -4,7 +4,8 @@
 
 Lines in: `NUMBER BASE64 LENGTH` are bytes for the connection, `? NUMBER 0` asks for all frames from that one on, and
 `. . 0` ends. Out: `HIL-NONCE-A-NUMBER.` is how many lines were taken, `HIL-NONCE-D-NUMBER-BASE64-LENGTH.` bytes of the
-connection, `HIL-NONCE-Z-COUNT.` its end after so many frames, `HIL-NONCE-X-BASE64.` an error at opening it.
+connection, `HIL-NONCE-Z-COUNT.` its end after so many frames, `HIL-NONCE-X-BASE64.` an error at opening it, told again
+at each `?`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ def main(nonce: str, host: str, port: str) -> None:
     try:
         sock = socket.create_connection((host, int(port)), timeout=10)
     except OSError as error:
-        say("X-" + base64.b64encode(str(error).encode()).decode())
+        refusal = "X-" + base64.b64encode(str(error).encode()[:300]).decode()
+        say(refusal)
+        for line in sys.stdin:
+            if line.startswith("."):
+                return
+            if line.startswith("?"):
+                say(refusal)
         return
     sock.settimeout(10)
     say("A-0")

@@ -178,6 +178,7 @@ class Forward:
     ) -> None:
         self._console = console
         self._lock = lock
+        self._python = python
         self._nonce = secrets.token_hex(4)
         self._timeout_s: float | None = timeout_s
         self._data = bytearray()
@@ -185,10 +186,11 @@ class Forward:
         self._ended = self._closed = False
         self._frames: dict[int, bytes] = {}
         console.type(f"{python} {relay} {self._nonce} {host} {port}")
-        opened = console.expect(rf"HIL-{self._nonce}-(?:A-0|X-([A-Za-z0-9+/=]{{0,400}}))\.", timeout_s)
-        if opened.groups[0] is not None:
+        refused = self._opened(f"{host}:{port}", timeout_s)
+        if refused is not None:
             self._closed = True
-            raise BoardError(f"board {console.board}: {host}:{port}: {base64.b64decode(opened.groups[0]).decode()}")
+            console.write(b". . 0\n")
+            raise BoardError(f"board {console.board}: {host}:{port}: {refused}")
         pattern = r"(A)-(\d{1,9})|(D)-(\d{1,9})-([A-Za-z0-9+/=]{0,700})-(\d{1,4})|(Z)-(\d{1,9})"
         self._pattern = rf"HIL-{self._nonce}-(?:{pattern})\."
 
@@ -227,6 +229,20 @@ class Forward:
                 self._console.write(b". . 0\n")
         finally:
             self._lock.release()
+
+    def _opened(self, where: str, timeout_s: float) -> str | None:
+        """Wait for the relay's first word, asked for again when it was torn: why it could not connect, if so."""
+        deadline = time.monotonic() + timeout_s
+        pattern = rf"HIL-{self._nonce}-(?:A-0|X-([A-Za-z0-9+/=]{{0,400}}))\."
+        while (match := self._console.find(pattern, min(AGAIN_S, timeout_s))) is None:
+            if time.monotonic() > deadline:
+                raise BoardError(
+                    f"board {self._console.board}: nothing that leads to {where} answered within {timeout_s:g} s",
+                    hint=f"is {self._python} on the board? it carries connections over the console",
+                )
+            self._console.write(b"? 0 0\n")
+        told = match.groups[0]
+        return None if told is None else base64.b64decode(told).decode("utf-8", "replace")
 
     def _deadline(self) -> float:
         return time.monotonic() + (3600.0 if self._timeout_s is None else self._timeout_s)

@@ -466,8 +466,55 @@ def test_http_over_the_console(far_shell: ConsoleShell) -> None:
     assert far_shell.run(["echo", "still free"], 10).stdout == "still free\n"
 
 
-# Under a logging kernel an acknowledgement that is torn is not asked for again: now and then it times out.
-@pytest.mark.soak
+class TearingBoard(ShellBoard):
+    """Its kernel writes into the first word that a relay says."""
+
+    torn = 0
+
+    def _say(self, data: bytes) -> None:
+        for word in (b"-A-0.", b"-X-"):
+            at = data.find(word)
+            if at >= 0 and not self.torn:
+                self.torn += 1
+                data = data[: at + 2] + self._message() + data[at + 2 :]
+        super()._say(data)
+
+
+def test_a_torn_first_word_of_a_forward_is_asked_for_again() -> None:
+    with TearingBoard() as board:
+        shell = ConsoleShell.connect(Console.on_port(board.path), 10, sys.executable)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            shell.forward("127.0.0.1", port).close()  # the relay is on the board now
+            listener.accept()[0].close()
+            board.torn = 0
+            stream = shell.forward("127.0.0.1", port, timeout_s=5)
+            assert board.torn == 1
+            peer, _ = listener.accept()
+            stream.sendall(b"there")
+            assert peer.recv(10) == b"there"
+            peer.close()
+            assert stream.recv(10) == b""
+            stream.close()
+        board.torn = 0
+        with pytest.raises(BoardError, match="refused"):
+            shell.forward("127.0.0.1", port, timeout_s=5)
+        assert board.torn == 1
+        assert shell.run(["echo", "free"], 10).stdout == "free\n"
+        shell.close()
+
+
+def test_a_forward_that_nothing_carries_says_so() -> None:
+    with ShellBoard() as board:
+        shell = ConsoleShell.connect(Console.on_port(board.path), 10, "no-such-python")
+        with pytest.raises(
+            BoardError, match=r"nothing that leads to 127\.0\.0\.1:9 answered within 0\.3 s\n.*no-such-python"
+        ):
+            shell.forward("127.0.0.1", 9, timeout_s=0.3)
+        assert shell.run(["echo", "free"], 10).stdout == "free\n"
+        shell.close()
+
+
 def test_a_call_waits_for_its_turn(far_shell: ConsoleShell) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     stream = far_shell.forward("127.0.0.1", listener.getsockname()[1])
