@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hil.errors import UsageError
 
 M = TypeVar("M", bound=BaseModel)
+MERGE = "tag:yaml.org,2002:merge"  # the key `<<`
 Location = tuple[str | int, ...]
 
 
@@ -50,7 +51,10 @@ def build(
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
-    """The mapping in `path` and the line of every key in it. Duplicate keys are an error, aliases are expanded."""
+    """The mapping in `path` and the line of every key in it. Duplicate keys are an error.
+
+    Aliases and merge keys (`<<: *other`) are expanded; what they bring has the lines on which it is written.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -91,30 +95,55 @@ def _merged(below: Any, above: Any) -> Any:
     return {key: item for key, item in merged.items() if not (item is None and key in above)}
 
 
-def _construct(node: yaml.Node, where: Location, path: Path, lines: dict[Location, int]) -> Any:
+def _construct(
+    node: yaml.Node, where: Location, path: Path, lines: dict[Location, int], within: tuple[yaml.Node, ...] = ()
+) -> Any:
+    if node in within:
+        raise UsageError(f"{path}:{node.start_mark.line + 1}: an alias stands within what it stands for")
+    within = (*within, node)
     if isinstance(node, yaml.MappingNode):
-        result: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            key = yaml.SafeLoader("").construct_object(key_node)
-            if not isinstance(key, str | int):
-                raise UsageError(f"{path}:{line}: a key must be text, got {key!r}")
-            if key in result:
-                first = lines[(*where, key)]
-                raise UsageError(f"{path}:{line}: `{key}` stands twice (first on line {first})")
-            lines[(*where, key)] = line
-            result[key] = _construct(value_node, (*where, key), path, lines)
-        return result
+        return _mapping(node, where, path, lines, within)
     if isinstance(node, yaml.SequenceNode):
         items = []
         for index, item in enumerate(node.value):
             lines[(*where, index)] = item.start_mark.line + 1
-            items.append(_construct(item, (*where, index), path, lines))
+            items.append(_construct(item, (*where, index), path, lines, within))
         return items
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path}:{node.start_mark.line + 1}: {error}") from None
+
+
+def _mapping(
+    node: yaml.MappingNode, where: Location, path: Path, lines: dict[Location, int], within: tuple[yaml.Node, ...]
+) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    below: list[yaml.Node] = []
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if key_node.tag == MERGE:
+            several = isinstance(value_node, yaml.SequenceNode)
+            below += value_node.value if several else [value_node]
+            continue
+        key = None if isinstance(key_node, yaml.CollectionNode) else _construct(key_node, where, path, lines)
+        if not isinstance(key, str | int):
+            raise UsageError(f"{path}:{line}: a key must be text, got {key_node.value if key is None else key!r}")
+        if key in result:
+            first = lines[(*where, key)]
+            raise UsageError(f"{path}:{line}: `{key}` stands twice (first on line {first})")
+        lines[(*where, key)] = line
+        result[key] = _construct(value_node, (*where, key), path, lines, within)
+    for merged in below:  # what stands here comes before what is merged, and the first merged before the next
+        if not isinstance(merged, yaml.MappingNode):
+            raise UsageError(f"{path}:{merged.start_mark.line + 1}: `<<` takes a mapping, or a list of mappings")
+        found: dict[Location, int] = {}
+        for key, value in _construct(merged, where, path, found, within).items():
+            if key not in result:
+                result[key] = value
+                at = (*where, key)
+                lines.update({place: line for place, line in found.items() if place[: len(at)] == at})
+    return result
 
 
 def _substitute(value: Any, variables: Mapping[str, str], path: Path, lines: dict[Location, int], at: Location) -> Any:

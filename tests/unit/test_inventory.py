@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hil.errors import UsageError
-from hil.inventory import load_bench, load_mission
+from hil.inventory import load_bench, load_mission, yaml_file
 from hil.inventory.board_type import load_board_type
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,6 +191,68 @@ def test_an_absent_file_names_its_neighbour() -> None:
 def test_yaml_syntax_error_has_a_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"bench\.yaml:2: not valid YAML"):
         _load(tmp_path, "schema: 1\n\tname: x\n")
+
+
+MERGING = """\
+base: &base
+  voltage_v: 12
+  rails: {a: 1, b: 2}
+other: &other {voltage_v: 9, name: other}
+one: {<<: *base, name: one}
+two:
+  name: two
+  <<: [*base, *other]
+  rails: {c: 3}
+"""
+
+
+def test_merge_keys_are_expanded_and_keep_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    path.write_text(MERGING)
+    data, lines = yaml_file.read(path)
+    assert data["one"] == {"voltage_v": 12, "rails": {"a": 1, "b": 2}, "name": "one"}
+    assert data["two"] == {"voltage_v": 12, "rails": {"c": 3}, "name": "two"}
+    assert lines["one", "voltage_v"] == 2
+    assert lines["one", "rails", "b"] == 3
+    assert lines["one", "name"] == 5
+    assert lines["two", "voltage_v"] == 2
+    assert lines["two", "rails", "c"] == 9
+    assert ("two", "rails", "a") not in lines
+
+
+def test_a_board_of_merged_wires_loads_and_a_wrong_one_names_the_line_it_is_written_on(
+    tmp_path: Path, bench_text: str
+) -> None:
+    text = bench_text.replace("  vb1:\n", "  vb1: &first\n", 1)
+    block = "  vb2:\n    <<: *first\n    power: [{supply: psu1, channel: 2}]\n\nvirtual:"
+    text = text.replace("\nvirtual:", block, 1)
+    bench = _load(tmp_path, text)
+    assert bench.file.boards["vb2"].mgmt == bench.file.boards["vb1"].mgmt
+    assert bench.file.boards["vb2"].power[0].channel == 2
+    wrong = text.replace("    <<: *first\n", "    <<: *first\n    tipe: x\n")
+    with pytest.raises(UsageError, match=rf"bench\.yaml:{_line_of(wrong, 'tipe')}: unknown key `boards.vb2.tipe`"):
+        _load(tmp_path, wrong)
+    wrong = text.replace("\n    type: virtual-arm64", "\n    type: virtual-arm65", 1)
+    with pytest.raises(UsageError, match=rf"bench\.yaml:{_line_of(wrong, 'virtual-arm65')}: .*no board type"):
+        _load(tmp_path, wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("a: 1\nb: {<<: 5}\n", 2, "`<<` takes a mapping"),
+        ("a: &a\n  b: 1\n  <<: *a\n", 1, "an alias stands within what it stands for"),
+        ("a: &a\n  - 1\n  - *a\n", 1, "an alias stands within what it stands for"),
+        ("a: 1\n? [x, y]\n: 2\n", 2, "a key must be text"),
+        ("a: &a {b: 1}\nc: {<<: *a, <<: *a, d: 1, d: 2}\n", 2, "`d` stands twice"),
+        ("a: *b\n", 1, "not valid YAML: found undefined alias"),
+    ],
+)
+def test_what_cannot_be_expanded_is_refused_with_its_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"odd\.yaml:{line}: .*{says}"):
+        yaml_file.read(path)
 
 
 def test_python_objects_in_yaml_are_refused(tmp_path: Path) -> None:
