@@ -182,7 +182,8 @@ def main(argv: list[str]) -> None:
         threading.Thread(target=_end_with_input, daemon=True).start()
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("", int(argv[0])))
-    with contextlib.suppress(OSError):  # an answer must not wait for the processor, where we may ask for that
+    # An answer must not wait for the processor, where we may ask for that; `be_prompt` does not come along to a board.
+    with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
     print("ready", flush=True)
     serve(sock)

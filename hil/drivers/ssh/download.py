@@ -80,7 +80,8 @@ class Download:
             finally:
                 os.ftruncate(descriptor, progress.offset)  # what lies behind a gap is asked for again
                 os.close(descriptor)
-                self._record(start, progress)
+                self.attempts.append(progress.ended(start, progress.offset - start, self._asked_to, self.total))
+                self._asked_to = max(self._asked_to, progress.sent_to)
         return self.attempts[-1]
 
     def activate(self, shell: Shell, timeout_s: float) -> None:
@@ -137,10 +138,3 @@ class Download:
                 progress.offset = landed.pop(progress.offset)
             if on_progress and progress.offset > before:
                 on_progress(progress.offset)
-
-    def _record(self, start: int, progress: Progress) -> None:
-        again = max(0, min(self._asked_to, progress.sent_to) - start)
-        self._asked_to = max(self._asked_to, progress.sent_to)
-        duration_s = time.monotonic() - progress.began_s
-        complete = progress.offset == self.total
-        self.attempts.append(Attempt(start, progress.offset, progress.offset - start, again, duration_s, complete))

@@ -110,7 +110,8 @@ class Upload:
                     self._boot_id = ""  # writes behind the refused one may have landed: its size proves nothing now
                     raise
                 finally:
-                    self._record(start, progress)
+                    self.attempts.append(progress.ended(start, progress.sent_to - start, self.high_water, self.total))
+                    self.high_water = max(self.high_water, progress.sent_to)
         return self.attempts[-1]
 
     def activate(self, shell: Shell, timeout_s: float) -> None:
@@ -183,10 +184,3 @@ class Upload:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if good(middle * self._chunk) else (low, middle - 1)
         return low * self._chunk
-
-    def _record(self, start: int, progress: Progress) -> None:
-        resent = max(0, min(self.high_water, progress.sent_to) - start)
-        self.high_water = max(self.high_water, progress.sent_to)
-        duration_s = time.monotonic() - progress.began_s
-        complete = progress.offset == self.total
-        self.attempts.append(Attempt(start, progress.offset, progress.sent_to - start, resent, duration_s, complete))

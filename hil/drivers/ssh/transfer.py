@@ -48,6 +48,11 @@ class Progress:
     offset: int = 0
     sent_to: int = 0
 
+    def ended(self, start: int, moved_bytes: int, reached_before: int, total: int) -> Attempt:
+        """This attempt at its end. What lies below `reached_before`, where an earlier one got to, was moved again."""
+        again = max(0, min(reached_before, self.sent_to) - start)
+        return Attempt(start, self.offset, moved_bytes, again, time.monotonic() - self.began_s, self.offset == total)
+
 
 @contextlib.contextmanager
 def sftp_channel(shell: Shell, timeout_s: float) -> Iterator[paramiko.Channel]:
