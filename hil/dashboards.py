@@ -473,38 +473,21 @@ def _panel(panel: Panel, identity: int, x: int, y: int) -> dict[str, Any]:
     }
 
 
-def panel_queries(
-    dashboard_json: Mapping[str, Any],
-    *,
-    board: str,
-    rate_interval: str = "10s",
-    range_: str = "5m",
-    interval: str = "2s",
-) -> list[str]:
-    """Every panel's queries with Grafana's variables replaced, as Prometheus understands them."""
+def panel_queries(dashboard_json: Mapping[str, Any], **variables: str) -> list[str]:
+    """Every panel's queries with Grafana's variables replaced as `substituted` does, as Prometheus understands them."""
     return [
-        substituted(target["expr"], board=board, rate_interval=rate_interval, range_=range_, interval=interval)
+        substituted(target["expr"], **variables)
         for panel in dashboard_json["panels"]
         for target in panel.get("targets", ())
     ]
 
 
-def annotation_queries(
-    dashboard_json: Mapping[str, Any],
-    *,
-    board: str,
-    rate_interval: str = "10s",
-    range_: str = "5m",
-    interval: str = "2s",
-) -> list[str]:
+def annotation_queries(dashboard_json: Mapping[str, Any], **variables: str) -> list[str]:
     """The same for annotations; these may well have no result."""
-    return [
-        substituted(item["expr"], board=board, rate_interval=rate_interval, range_=range_, interval=interval)
-        for item in dashboard_json["annotations"]["list"]
-    ]
+    return [substituted(item["expr"], **variables) for item in dashboard_json["annotations"]["list"]]
 
 
-def substituted(expr: str, *, board: str, rate_interval: str, range_: str, interval: str) -> str:
+def substituted(expr: str, *, board: str, rate_interval: str = "10s", range_: str = "5m", interval: str = "2s") -> str:
     """Put values in the place of the variables that these dashboards use."""
     for name, value in (
         ("$__rate_interval", rate_interval),
