@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from hil.bench.cutpoint import CutPoint
+from hil.bench.request_limits import Asgi, bounded
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.model import Direction, LinkState
@@ -147,8 +148,8 @@ class StopBody(Body):
     force: bool = False
 
 
-def make_app(daemon: Daemon) -> FastAPI:
-    """The application over a running daemon."""
+def make_app(daemon: Daemon) -> Asgi:
+    """The application over a running daemon, behind the limits of every request."""
     app = FastAPI(title="hil bench daemon", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(HilError, _hil_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -156,7 +157,7 @@ def make_app(daemon: Daemon) -> FastAPI:
     _bench_routes(app, daemon)
     _board_routes(app, daemon)
     _flight_routes(app, daemon)
-    return app
+    return bounded(app)
 
 
 def _bench_routes(app: FastAPI, daemon: Daemon) -> None:

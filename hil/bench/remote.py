@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench.journal import utc_text
+from hil.bench.request_limits import Asgi, Scope, refuse
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
 
@@ -34,9 +35,6 @@ CERTIFICATE_DAYS = 3650
 # What names files of the bench's host, or ends its daemon.
 LOCAL_ONLY = frozenset({("POST", "/v1/stop"), ("POST", "/v1/flights")})
 _UNKNOWN = UsageError("this bench knows no such user token", hint="hil bench token add USER, on its host")
-# The application's own shape, as ASGI servers and applications know it.
-Scope = dict[str, Any]
-Asgi = Callable[[Scope, Any, Any], Any]
 
 
 class Users:
@@ -140,21 +138,14 @@ def guarded(app: Asgi, users: Users) -> Asgi:
             return
         user = users.whose(_bearer(scope["headers"]))
         if user is None:
-            await _refuse(send, 401, _UNKNOWN)
+            await refuse(send, 401, _UNKNOWN)
         elif (scope["method"], scope["path"]) in LOCAL_ONLY:
             error = UsageError(f"{scope['path']} is for the bench's own host", hint="log in there")
-            await _refuse(send, 403, error)
+            await refuse(send, 403, error)
         else:
             await app({**scope, "state": {**scope.get("state", {}), "user": user}}, receive, send)
 
     return serve
-
-
-async def _refuse(send: Any, status: int, error: HilError) -> None:
-    body = json.dumps({"error": describe_error(error)}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:

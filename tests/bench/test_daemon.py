@@ -33,6 +33,7 @@ from hil.mission import timeline_file
 from hil.model import LinkState
 
 ROOT = Path(__file__).resolve().parents[2]
+STOP_S = 20.0
 
 SUPPLY = """
 import asyncio, sys
@@ -115,12 +116,36 @@ class Lab:
         return attach(self.bench, start=start)
 
     def close(self) -> None:
-        try:
-            with self.attach(start=False) as daemon:
-                daemon.stop(force=True)
-        except (DaemonGone, BenchError):
-            pass
+        """Stop the daemon, whoever started it. One that does not end, or ends late, fails the test that left it so.
+
+        A client that was killed while it started a daemon leaves one that comes up later, also after another was
+        stopped: so processes are looked for, not answers.
+        """
+        stopped: set[int] = set()
+        began, quiet = time.monotonic(), 0
+        while quiet < 2:  # one look may miss a process that another is just becoming
+            running = self.daemons()
+            quiet = 0 if running else quiet + 1
+            if time.monotonic() - began > STOP_S:
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
+                pytest.fail(f"daemon {running} did not end within {STOP_S:g} s; its last words:\n{self.log()[-3000:]}")
+            for pid in running - stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+                stopped.add(pid)
+            time.sleep(0.05)
         self.supply.kill()
+
+    def daemons(self) -> set[int]:
+        """Processes that are this bench's daemon, or on their way to start one."""
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_bytes()
+                if b"hil.bench.daemon" in words and os.fsencode(self.path) in words:
+                    found.add(int(process.name))
+        return found
 
     def log(self) -> str:
         return (self.bench.state_dir / "daemon.log").read_text()
@@ -208,6 +233,22 @@ def test_what_needs_a_lease_says_so_and_what_is_not_wired_too(shared: Lab) -> No
             with pytest.raises(BenchError, match="not for board b2"):
                 daemon.http.call("POST", "/v1/boards/b2/power", {"action": "on"}, token=lease.token)
         assert not shared.supply.is_on()
+
+
+def test_a_request_whose_body_has_no_bounds_is_refused(shared: Lab) -> None:
+    with shared.attach() as daemon:
+        for _ in range(2):  # the connection stays usable
+            with pytest.raises(UsageError, match=r"/console: a body of 1\d{7} bytes is too long, at most 16777216"):
+                daemon.http.call("POST", "/v1/boards/b1/console", "x" * (17 << 20))
+            assert daemon.status()["bench"] == "recorded"
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(os.fspath(shared.bench.api_socket))
+        raw.sendall(b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        answer = raw.makefile("rb")
+        assert b" 411 " in answer.readline()
+        head = list(iter(answer.readline, b"\r\n"))
+        assert len(head) > 1
+        assert b"a body without Content-Length is not taken" in answer.read1()
 
 
 def test_a_second_client_waits_its_turn_and_gets_the_board_quickly(shared: Lab) -> None:
