@@ -24,7 +24,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,18 +57,35 @@ class crc16:
 
 @dataclass(frozen=True, slots=True)
 class CfdpContact:
-    """What one contact moved. `sent_bytes` are of the file, new ones; `resent_bytes` those that were asked for again.
+    """What one contact moved. `sent_bytes` are of the file; `resent_bytes` of them were asked for again.
 
-    `wire_bytes` is everything, with headers down to Ethernet. Nothing is confirmed before the end of the file, but for
-    gaps that the receiver names.
+    `start_offset`, `offset`: up to where the receiver had said it has the file without a gap. `resent_pdus` carried
+    `resent_bytes`; `wire_bytes` is everything, with headers down to Ethernet. `heard_pdus` came from the receiver.
     """
 
+    start_offset: int
+    offset: int
     sent_bytes: int
     resent_bytes: int
+    resent_pdus: int
     wire_bytes: int
     naks: int
+    heard_pdus: int
     duration_s: float
     complete: bool
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Of a whole transaction so far."""
+
+    offset: int = 0
+    sent_bytes: int = 0
+    resent_bytes: int = 0
+    resent_pdus: int = 0
+    wire_bytes: int = 0
+    naks: int = 0
+    heard_pdus: int = 0
 
 
 def require() -> None:
@@ -108,20 +125,24 @@ def start_receiver(
     """Start the receiver on the board over `shell` (mgmt) and wait until it listens; it outlives the connection.
 
     `pyz` is the archive's path there, `directory` where files may go. `ask_again_s` must exceed the round trip. Raises
-    BoardError with what it said when it ends at once.
+    BoardError with what it said when it ends at once. Kill the job in the end: the ground's last word may be lost.
     """
     from hil.drivers.ssh import Detached
 
     argv = [python, pyz, "receive", "--port", str(port), "--directory", directory, "--ask-again-s", str(ask_again_s)]
     job = Detached.start(shell, argv, f"{directory}/.cfdp")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60  # an emulated board compiles the archive for a while
     while True:
         said, complaint = job.output(shell)
         if '"ready"' in said:
             return job
         if job.poll(shell) is not None or time.monotonic() > deadline:
             job.kill(shell)
-            raise BoardError(f"{shell.name}: the CFDP receiver does not start: {(complaint or said).strip()[-400:]}")
+            words = (complaint or said).strip()[-400:] or "it says nothing"
+            raise BoardError(
+                f"{shell.name}: the CFDP receiver does not start: {words}",
+                hint=f"it needs {python} there, 3.10 or newer, and UDP port {port} for itself",
+            )
         time.sleep(0.1)
 
 
@@ -155,8 +176,8 @@ class CfdpUpload:
             ByteFieldU16(entity.BOARD_ID), source, Path(target), TransmissionMode.ACKNOWLEDGED, closure_requested=True
         )
         self._handler.put_request(request)
-        self._queue: deque[bytes] = deque()
-        self._sent = self._resent = self._wire = self._naks = 0
+        self._queue: deque[tuple[bytes, bool]] = deque()  # and whether it is sent again
+        self._counts = _Counts()
 
     @property
     def complete(self) -> bool:
@@ -166,47 +187,55 @@ class CfdpUpload:
 
     @property
     def offset(self) -> int:
-        """How far it got for the first time, bytes; gaps may be open behind it."""
-        return self.total if self.complete else int(self._handler.progress)
+        """Up to where the receiver has said that it has the file without a gap, bytes."""
+        return self.total if self.complete else self._counts.offset
 
     def run(
         self,
         sock: socket.socket,
         *,
-        rate_bps: float,
+        rate_bps: float | Callable[[], float],
         stop: threading.Event | None = None,
         silence_s: float = 60.0,
         on_progress: Callable[[int], None] | None = None,
     ) -> CfdpContact:
         """Send over a connected UDP socket at `rate_bps` (Ethernet bits) until done or `stop` is set.
 
-        Nothing heard for `silence_s` after the end of the file was sent: returns as well, incomplete. Raises BoardError
-        when the receiver cancels, for example because it may not write there.
+        A rate that changes is a function of no arguments; 0 is silence for now. `on_progress(offset)` hears of every
+        new offset. Nothing heard for `silence_s` after the end of the file was sent: returns as well, incomplete.
+        Raises BoardError when the receiver cancels, for example because it may not write there, and when another
+        thread shuts the socket down.
         """
         stop = stop or threading.Event()
+        rate: Callable[[], float] = rate_bps if callable(rate_bps) else lambda: rate_bps
         began = time.monotonic()
-        before = (self._sent, self._resent, self._wire, self._naks)
+        before = replace(self._counts)
+        told = self.offset
         free_s = heard_s = began
         sock.setblocking(False)
         while not stop.is_set() and self._user.finished is None:
             now = time.monotonic()
             if self._listen(sock):
                 heard_s = now
+            if on_progress is not None and self.offset != told:
+                told = self.offset
+                on_progress(told)
             if not self._queue and now >= free_s:
                 self._advance()
-            if self._queue and now >= free_s:
+            bps = rate() if self._queue and now >= free_s else 0.0
+            if bps > 0:
                 # A clock that was late is not made up for by more than a few packets: queues on the way are short.
-                free_s = max(free_s, now - 0.005) + self._send(sock) * 8 / rate_bps
+                free_s = max(free_s, now - 0.005) + self._send(sock) * 8 / bps
                 heard_s = max(heard_s, now) if self._handler.progress < self.total else heard_s
-                if on_progress is not None:
-                    on_progress(self.offset)
             else:
-                wait_s = free_s - now if self._queue or self._handler.progress < self.total else 0.02
-                select.select([sock], [], [], min(max(wait_s, 0.0), 0.05))
+                wait_s = free_s - now if free_s > now else 0.02
+                select.select([sock], [], [], min(wait_s, 0.05))
             if now - heard_s > silence_s:
                 break
         if self._user.finished is not None:
             self._say_goodbye(sock)
+            if on_progress is not None and self.offset != told:
+                on_progress(self.offset)
         return self._record(began, before)
 
     def _listen(self, sock: socket.socket) -> bool:
@@ -217,6 +246,8 @@ class CfdpUpload:
                 data = sock.recv(65536)
             except (BlockingIOError, ConnectionRefusedError):  # refused: the receiver is not there, or not yet
                 return heard
+            if not data:
+                raise BoardError(f"the CFDP upload of {self.source.name} was hung up at {self.offset} bytes")
             heard = True
             self._take(data)
 
@@ -226,7 +257,13 @@ class CfdpUpload:
         pdu = self._entity.parse(data)
         if pdu is None:
             return
-        self._naks += getattr(pdu, "directive_type", None) == DirectiveType.NAK_PDU
+        self._counts.heard_pdus += 1
+        kind = getattr(pdu, "directive_type", None)
+        if kind == DirectiveType.KEEP_ALIVE_PDU:  # the library has no use for it
+            if pdu.pdu_header.transaction_seq_num.value == self._handler.transaction_seq_num.value:
+                self._counts.offset = max(self._counts.offset, pdu.progress)
+            return
+        self._counts.naks += kind == DirectiveType.NAK_PDU
         with contextlib.suppress(*self._entity.STRAY):
             self._handler.state_machine(pdu)
         self._collect(again=True)
@@ -240,21 +277,24 @@ class CfdpUpload:
     def _collect(self, again: bool) -> None:
         """Queue what the state machine wants sent; `again`: in answer to a request, so file data are not new."""
         for data in self._entity.outgoing(self._handler):
-            if data[0] >> 4 & 1:  # the header's PDU type: file data
-                size = len(data) - _data_header(data)
-                self._resent += size * again
-                self._sent += size * (not again)
-                self._queue.append(data)
-            else:
-                first = self._handler.progress == 0 and data[_header(data)] == 7  # metadata
-                self._queue.extend([data] * (_METADATA_TIMES if first else 1))
+            first = not _has_file_data(data) and self._handler.progress == 0 and data[_header(data)] == 7  # metadata
+            self._queue.extend([(data, again)] * (_METADATA_TIMES if first else 1))
 
     def _send(self, sock: socket.socket) -> int:
         """Send one PDU; returns what it takes on the wire, bytes."""
-        data = self._queue.popleft()
-        with contextlib.suppress(OSError):  # as good as lost on the way: the receiver asks for it
+        data, again = self._queue.popleft()
+        try:
             sock.send(data)
-        self._wire += len(data) + OVERHEAD_BYTES
+        except BrokenPipeError:
+            raise BoardError(f"the CFDP upload of {self.source.name} was hung up at {self.offset} bytes") from None
+        except OSError:  # as good as lost on the way: the receiver asks for it
+            pass
+        if _has_file_data(data):
+            size = len(data) - _data_header(data)
+            self._counts.sent_bytes += size
+            self._counts.resent_bytes += size * again
+            self._counts.resent_pdus += again
+        self._counts.wire_bytes += len(data) + OVERHEAD_BYTES
         return len(data) + OVERHEAD_BYTES
 
     def _say_goodbye(self, sock: socket.socket) -> None:
@@ -263,13 +303,27 @@ class CfdpUpload:
         self._handler.state_machine(None)
         self._files.close()
 
-    def _record(self, began: float, before: tuple[int, int, int, int]) -> CfdpContact:
-        sent, resent, wire, naks = (
-            now - then for now, then in zip((self._sent, self._resent, self._wire, self._naks), before, strict=True)
+    def _record(self, began: float, before: _Counts) -> CfdpContact:
+        now = self._counts
+        contact = CfdpContact(
+            start_offset=before.offset,
+            offset=self.offset,
+            sent_bytes=now.sent_bytes - before.sent_bytes,
+            resent_bytes=now.resent_bytes - before.resent_bytes,
+            resent_pdus=now.resent_pdus - before.resent_pdus,
+            wire_bytes=now.wire_bytes - before.wire_bytes,
+            naks=now.naks - before.naks,
+            heard_pdus=now.heard_pdus - before.heard_pdus,
+            duration_s=time.monotonic() - began,
+            complete=self.complete,
         )
-        contact = CfdpContact(sent, resent, wire, naks, time.monotonic() - began, self.complete)
         self.contacts.append(contact)
         return contact
+
+
+def _has_file_data(data: bytes) -> bool:
+    """By the header's PDU type; else it is a directive."""
+    return bool(data[0] >> 4 & 1)
 
 
 def _header(data: bytes) -> int:

@@ -3,9 +3,11 @@
     python3 cfdp.pyz receive --port 4556 --directory /opt/hil
 
 It stands alone (the standard library, cfdppy and spacepackets), because it is copied to boards as part of one archive.
-The state machines are cfdp-py's. Around them here: a transaction survives outages of any length, since a timer that
-runs out only makes the receiver ask again; an EOF that comes again is acknowledged again, which the library leaves out;
-files cannot leave `--directory`. What it knows of a transaction is in its memory: a reboot ends it.
+The state machines are cfdp-py's. Around them here, which the library leaves out: a transaction survives outages of any
+length, since a timer that runs out only makes the receiver ask again; it says how far it is (Keep Alive) and asks again
+for gaps that stay open, before the end of the file too; an EOF that comes again is acknowledged again; files cannot
+leave `--directory`. What it knows of a transaction is in its memory: a reboot ends it. It ends when the ground knows
+that the file is whole; a ground that never says so has to kill it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import select
 import socket
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +40,7 @@ from cfdppy.mib import (
 )
 from cfdppy.user import CfdpUserBase
 from spacepackets.cfdp import ChecksumType, ConditionCode, Direction, TransmissionMode
-from spacepackets.cfdp.pdu import AckPdu, DirectiveType
+from spacepackets.cfdp.pdu import AckPdu, DirectiveType, KeepAlivePdu, NakPdu
 from spacepackets.cfdp.pdu.ack import TransactionStatus
 from spacepackets.cfdp.pdu.helper import PduFactory
 from spacepackets.countdown import Countdown
@@ -49,8 +52,10 @@ MAX_PDU_BYTES = 1400
 # Outages are part of the plan: nobody gives a transaction up because a timer ran out.
 NEVER = 1 << 30
 _POLL_S = 0.1
-_GOODBYES = 20  # Finished PDUs without an answer, after which the ground is taken to know
+_TELL_S = 0.5
+_GAPS_A_PDU = 150  # 8 bytes each
 _BUFFER_BYTES = 4 << 20
+_SO_RCVBUFFORCE = 33  # beyond the board's rmem_max, for root
 
 # What a PDU that is late, doubled or of another transaction makes the library raise.
 STRAY = (
@@ -221,28 +226,33 @@ def parse(data: bytes) -> Any:
 
 
 class Receiver:
-    """One transaction: `datagram` in, answers out; `tick` several times a second."""
+    """One transaction: `datagram` in, answers out; `tick` after each and several times a second without.
 
-    def __init__(self, root: Path, ask_again_s: float) -> None:
+    `tell_s`: seconds between Keep Alive PDUs while data come.
+    """
+
+    def __init__(self, root: Path, ask_again_s: float, tell_s: float = _TELL_S) -> None:
         self.files = Files(root)
         self.user, self.faults = User(self.files), Faults()
         local, remotes = configuration(BOARD_ID, GROUND_ID, ask_again_s, self.faults)
         self._handler = DestHandler(local, self.user, remotes, CheckTimers())
         self._transaction: Any = None
+        self._ask_again_s, self._tell_s = ask_again_s, tell_s
+        self._tick_s = self._ask_s = self._told_s = 0.0
+        self._known_gaps: set[tuple[int, int]] = set()
+        self._news = False
 
     @property
     def done(self) -> bool:
-        """The file is whole (or the transaction cancelled) and the ground knows, or has been told often enough."""
-        handler = self._handler
-        return self.user.finished is not None and (
-            handler.transaction_id is None or handler.positive_ack_counter >= _GOODBYES
-        )
+        """The file is whole (or the transaction cancelled) and the ground knows."""
+        return self.user.finished is not None and self._handler.transaction_id is None
 
     def datagram(self, data: bytes) -> Iterator[bytes]:
         """Take one PDU; yields the answers."""
         pdu = parse(data)
         if pdu is None or not self._ours(pdu):
             return
+        self._news = True
         again = getattr(pdu, "directive_type", None) == DirectiveType.EOF_PDU and self._eof_seen
         if again:
             yield acknowledgement(pdu, TransactionStatus.ACTIVE)
@@ -250,7 +260,40 @@ class Receiver:
 
     def tick(self) -> Iterator[bytes]:
         """Let timers run; yields what is to be asked or told again."""
+        now = time.monotonic()
+        if now < self._tick_s:
+            return
+        self._tick_s = now + min(_POLL_S, self._tell_s)
         yield from self._step(None)
+        if self._handler.transaction_id is None or self._eof_seen:
+            return
+        if now >= self._ask_s:
+            self._ask_s = now + self._ask_again_s
+            yield from self._gaps_again()
+        if self._news and now >= self._told_s:
+            self._news, self._told_s = False, now + self._tell_s
+            yield bytes(KeepAlivePdu(self._params.pdu_conf, self.offset).pack())
+
+    @property
+    def offset(self) -> int:
+        """The file is here up to this byte without a gap."""
+        return min((start for start, _ in self._gaps), default=int(self._handler.progress))
+
+    @property
+    def _params(self) -> Any:
+        return self._handler._params  # the library shows neither its gaps nor the header of its PDUs
+
+    @property
+    def _gaps(self) -> list[tuple[int, int]]:
+        gaps: list[tuple[int, int]] = self._params.acked_params.lost_seg_tracker.lost_segments
+        return gaps
+
+    def _gaps_again(self) -> Iterator[bytes]:
+        """Ask for gaps that were open the last time too: the request was lost on the way, or what it asked for."""
+        known, self._known_gaps = self._known_gaps, set(self._gaps)
+        old = sorted(known & self._known_gaps)[:_GAPS_A_PDU]
+        if old:
+            yield bytes(NakPdu(self._params.pdu_conf, 0, old[-1][1], old).pack())
 
     @property
     def _eof_seen(self) -> bool:
@@ -262,6 +305,7 @@ class Receiver:
         if transaction != self._transaction:
             if self._transaction is not None and getattr(pdu, "directive_type", None) != DirectiveType.METADATA_PDU:
                 return False
+            self._gaps.clear()  # the library's transactions share one list
             self._handler.reset()
             self._transaction, self.user.finished = transaction, None
         return True
@@ -275,20 +319,24 @@ class Receiver:
 def receive(port: int, directory: Path, ask_again_s: float, host: str = "") -> int:
     """Receive one file; prints a JSON line when ready and one at the end. Returns the exit code."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     sock.bind((host, port))
     receiver = Receiver(directory, ask_again_s)
     print(json.dumps({"ready": sock.getsockname()[1]}), flush=True)
     peer, told = None, False
     while not receiver.done:
+        answers: list[bytes] = []
         if select.select([sock], [], [], _POLL_S)[0]:
             data, peer = sock.recvfrom(65536)
-            answers = receiver.datagram(data)
-        else:
-            answers = receiver.tick()
+            answers += receiver.datagram(data)
+        answers += receiver.tick()
         for answer in answers:
             if peer is not None:
-                sock.sendto(answer, peer)
+                with contextlib.suppress(OSError):  # as good as lost on the way: it is said again
+                    sock.sendto(answer, peer)
         if receiver.user.finished is not None and not told:
             receiver.files.flush()
             condition = receiver.user.finished.condition_code

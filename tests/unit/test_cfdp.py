@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -37,7 +38,7 @@ class Link:
         self.drop = drop
         self.outage = threading.Event()
         self.lost = 0
-        self.receiver = cfdp_entity.Receiver(directory, AGAIN_S)
+        self.receiver = cfdp_entity.Receiver(directory, AGAIN_S, tell_s=0.02)
         self._board, self._near, self._far = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3))
         for sock in (self._board, self._near):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -73,10 +74,10 @@ class Link:
     def _receive(self) -> None:
         while not self._settled.is_set() and not self.receiver.done:
             peer = self._far.getsockname()
+            answers: list[bytes] = []
             if select.select([self._board], [], [], 0.02)[0]:
-                answers = list(self.receiver.datagram(self._board.recv(65536)))
-            else:
-                answers = list(self.receiver.tick())
+                answers += self.receiver.datagram(self._board.recv(65536))
+            answers += self.receiver.tick()
             for answer in answers:
                 self._board.sendto(answer, peer)
         self.receiver.files.close()
@@ -143,8 +144,9 @@ def test_a_lossy_link_costs_repetition_only(link: Link, source: Path, tmp_path: 
     link.settle()
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
     (contact,) = upload.contacts
-    assert contact.sent_bytes == 200_003
+    assert contact.sent_bytes - contact.resent_bytes == 200_003
     assert 0 < contact.resent_bytes < 200_003
+    assert contact.resent_bytes / cfdp_entity.MAX_PDU_BYTES < contact.resent_pdus <= contact.resent_bytes
 
 
 @pytest.mark.parametrize(("up", "directive"), [(UP, METADATA), (UP, EOF), (DOWN, ACK), (DOWN, FINISHED), (UP, ACK)])
@@ -206,7 +208,11 @@ def test_contacts_with_outages_between(link: Link, source: Path, tmp_path: Path)
         time.sleep(2 * AGAIN_S)
     assert upload.complete
     assert len(upload.contacts) >= 3
-    assert sum(contact.sent_bytes for contact in upload.contacts) == 200_003
+    assert sum(contact.sent_bytes - contact.resent_bytes for contact in upload.contacts) == 200_003
+    assert upload.contacts[0].start_offset == 0
+    for before, after in itertools.pairwise(upload.contacts):
+        assert before.start_offset <= before.offset == after.start_offset
+    assert upload.contacts[-1].offset == 200_003
     assert link.lost > 5
     link.settle()
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
@@ -245,6 +251,95 @@ def test_a_new_transaction_replaces_an_abandoned_one(link: Link, source: Path, t
     assert send(link, source, tmp_path / "target").complete
     link.settle()
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_gaps_of_an_abandoned_transaction_are_forgotten(link: Link, source: Path, tmp_path: Path) -> None:
+    first = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    link.drop = lambda up, directive: not up or (directive is None and random.random() < 0.5)
+    with link.socket() as sock:
+        first.run(sock, rate_bps=20e6, silence_s=0.2)
+    link.drop = lambda up, directive: False
+    source.write_bytes(random.Random(4).randbytes(50_000))
+    assert send(link, source, tmp_path / "target").complete
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_what_is_there_without_a_gap_is_told_while_the_file_still_goes_up(
+    link: Link, source: Path, tmp_path: Path
+) -> None:
+    """The request for the first gap is lost: it is asked for again, and not only behind the end of the file."""
+    seen, lost, stop = [], {"data": 0, "nak": 0}, threading.Event()
+
+    def drop(up: bool, directive: int | None) -> bool:
+        kind = "data" if up and directive is None else "nak" if directive == NAK else None
+        if kind is None or lost[kind]:
+            return False
+        lost[kind] += 1
+        return True
+
+    def progress(offset: int) -> None:
+        seen.append(offset)
+        if offset > 100_000:
+            stop.set()
+
+    link.drop = drop
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    with link.socket() as sock:
+        contact = upload.run(sock, rate_bps=1.5e6, stop=stop, on_progress=progress)
+    assert lost == {"data": 1, "nak": 1}
+    assert seen == sorted(set(seen))
+    assert (contact.start_offset, contact.offset, contact.complete) == (0, seen[-1], False)
+    assert 100_000 < contact.offset <= contact.sent_bytes - contact.resent_bytes < 200_003
+    assert contact.resent_pdus >= 1
+    link.settle()
+    assert (tmp_path / "target").read_bytes()[: contact.offset] == source.read_bytes()[: contact.offset]
+
+
+def test_the_receiver_waits_for_a_ground_that_is_behind_the_horizon(source: Path, tmp_path: Path) -> None:
+    receiver = cfdp_entity.Receiver(tmp_path, 0.002, tell_s=0.001)
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with near, far:
+        stop = threading.Event()
+        sender = threading.Thread(target=lambda: upload.run(near, rate_bps=50e6, stop=stop), daemon=True)
+        sender.start()
+        while receiver.user.finished is None:
+            list(receiver.datagram(far.recv(65536)))  # nothing of what it answers goes down
+        stop.set()
+        sender.join()
+        for _ in range(100):  # its word that the file is whole, again and again
+            time.sleep(0.003)
+            told = list(receiver.tick())
+            assert not receiver.done
+        assert told
+        answers = threading.Thread(target=upload.run, args=(near,), kwargs={"rate_bps": 50e6}, daemon=True)
+        answers.start()
+        while not receiver.done:
+            for answer in receiver.tick():
+                far.send(answer)
+            if select.select([far], [], [], 0.005)[0]:
+                for answer in receiver.datagram(far.recv(65536)):
+                    far.send(answer)
+        answers.join()
+    assert upload.complete
+
+
+def test_a_socket_that_is_shut_down_ends_the_upload(link: Link, source: Path, tmp_path: Path) -> None:
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    with link.socket() as sock:
+        hang_up = threading.Timer(0.1, sock.shutdown, (socket.SHUT_RDWR,))
+        hang_up.start()
+        with pytest.raises(BoardError, match="hung up"):
+            upload.run(sock, rate_bps=1e6)
+
+
+def test_a_rate_of_nothing_is_silence(link: Link, source: Path, tmp_path: Path) -> None:
+    upload, stop = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S), threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with link.socket() as sock:
+        assert upload.run(sock, rate_bps=lambda: 0.0, stop=stop).wire_bytes == 0
+        assert upload.run(sock, rate_bps=lambda: 50e6).complete
 
 
 def test_noise_on_the_port_is_ignored(link: Link, source: Path, tmp_path: Path) -> None:
