@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from hil.cli.options import json_option, print_json
+
 
 @click.group()
 def campaign() -> None:
@@ -14,14 +16,21 @@ def campaign() -> None:
 
 @campaign.command("list")
 @click.option("--runs", "runs_dir", default="runs", show_default=True, type=click.Path(path_type=Path))
-def list_(runs_dir: Path) -> None:
+@json_option
+def list_(runs_dir: Path, as_json: bool) -> None:
     """Runs and their verdicts, newest first."""
     import json
 
+    found = []
     for directory in sorted(runs_dir.glob("*/"), reverse=True):
         file = directory / "verdict.json"
         verdict = json.loads(file.read_text())["verdict"] if file.is_file() else "unfinished"
-        click.echo(f"{verdict:10} {directory}")
+        found.append({"run": str(directory), "verdict": verdict})
+    if as_json:
+        print_json({"runs": found})
+        return
+    for row in found:
+        click.echo(f"{row['verdict']:10} {row['run']}")
 
 
 @campaign.command()

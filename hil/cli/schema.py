@@ -18,4 +18,5 @@ def schema(what: str) -> None:
     from hil.inventory.mission import MissionFile
 
     models: dict[str, type[BaseModel]] = {"board": BoardType, "bench": BenchFile, "mission": MissionFile}
-    print_json(models[what].model_json_schema())
+    # named, because editors take a schema without a name for an older draft
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **models[what].model_json_schema()})

@@ -186,4 +186,21 @@ def test_compile_writes_what_can_be_loaded(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("what", ["board", "bench", "mission"])
 def test_schemas_are_json_schema(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("schema", what) == 0
-    assert json.loads(capsys.readouterr().out)["type"] == "object"
+    told = json.loads(capsys.readouterr().out)
+    assert told["type"] == "object"
+    assert told["additionalProperties"] is False  # an editor marks what is misspelt
+    assert "2020-12" in told["$schema"]
+
+
+def test_runs_are_listed_newest_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, verdict in (("20260101-a", "pass"), ("20260102-b", "fail"), ("20260103-c", None)):
+        (tmp_path / name).mkdir()
+        if verdict:
+            (tmp_path / name / "verdict.json").write_text(json.dumps({"verdict": verdict}))
+    assert run("campaign", "list", "--runs", tmp_path, "--json") == 0
+    told = json.loads(capsys.readouterr().out)["runs"]
+    assert [(Path(row["run"]).name, row["verdict"]) for row in told] == [
+        ("20260103-c", "unfinished"), ("20260102-b", "fail"), ("20260101-a", "pass"),
+    ]  # fmt: skip
+    assert run("campaign", "list", "--runs", tmp_path) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["unfinished", "fail", "pass"]
