@@ -21,6 +21,7 @@ from hil.campaign.provenance import add_provenance, write_provenance
 from hil.campaign.step_table import STEPS
 from hil.campaign.verdict import check_criteria
 from hil.client import attach
+from hil.drivers import cfdp
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inference.client import LinkLost
 from hil.inventory import Bench, Mission
@@ -58,6 +59,7 @@ def fly(
     environment(mission, board_type)
     check_features(bench, mission, name)
     check_model(mission)
+    check_protocols(mission)
     run = create_run(runs, bench, mission)
     write_provenance(run, bench, mission, name)
     add_provenance(run, clock=pace.facts(mission))
@@ -165,6 +167,12 @@ def check_model(mission: Mission) -> None:
             f"{mission.path}: model file {model.file} has SHA-256 {found}, the mission names {model.sha256}",
             hint="fly the right file, or write its hash into the mission",
         )
+
+
+def check_protocols(mission: Mission) -> None:
+    """Refuse to fly an upload by a protocol whose package is not installed here."""
+    if any(step.upload is not None and step.upload.protocol == "cfdp" for step in mission.file.steps):
+        cfdp.require()
 
 
 def create_run(runs: Path, bench: Bench, mission: Mission) -> Path:

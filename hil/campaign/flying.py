@@ -73,6 +73,12 @@ class Flying:
         self._ground_ends.add(ground)
         return ground
 
+    def connect_payload_udp(self, port: int) -> socket.socket:
+        """A UDP socket on the ground side of the emulated link, towards a port of the board."""
+        ground = broker.connect_udp(self.payload.broker, self.payload.address, port)
+        self._ground_ends.add(ground)
+        return ground
+
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Hang up on the board as soon as the flight cannot go on.

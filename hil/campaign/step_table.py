@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from hil.campaign import endurance, program, steps
+from hil.campaign import endurance, program, steps, upload
 from hil.campaign.flying import Flying
 
 STEPS: Mapping[str, Callable[[Flying, Any], None]] = MappingProxyType(
     {
         "boot": steps.boot,
-        "upload": steps.upload,
+        "upload": upload.upload,
         "serve": steps.serve,
         "query": steps.query,
         "loss_of_signal": steps.loss_of_signal,

@@ -15,8 +15,8 @@ from hil.bench.journal import read_events
 from hil.campaign.admission import Admission
 from hil.campaign.flying import MAILBOX_PORT, MODEL_PORT, Flying
 from hil.client.console_shell import ConsoleShell
-from hil.drivers.ssh import Shell, ShellLost, ShellTimeout, Upload
-from hil.errors import BenchError, BoardError, HilError, UsageError
+from hil.drivers.ssh import Upload
+from hil.errors import BenchError, BoardError, HilError
 from hil.inference import client as llm
 from hil.inference import mailbox, onboard
 from hil.inventory.mission_steps import (
@@ -27,7 +27,6 @@ from hil.inventory.mission_steps import (
     LossOfSignalStep,
     QueryStep,
     ServeStep,
-    UploadStep,
 )
 from hil.mission.passes import Contact
 from hil.mission.shadow import Eclipse
@@ -46,10 +45,7 @@ IDLE_S = 2.0
 ECLIPSE_LEAD_S = 60.0
 # Wall seconds that shedding and restoring may take beyond the mission time at the step's rate: both end in real time.
 EDGE_PATIENCE_S = 600.0
-# Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
-AFTER_LOS_S = 0.3
 FILLER = "The satellite passed over the station and told it what it had seen. "
-ShellError = (ShellLost, ShellTimeout)
 
 
 def boot(flying: Flying, step: BootStep) -> None:
@@ -99,138 +95,6 @@ def put_file(shell: AnyShell, source: Path, target: str) -> None:
     shell.run(["sync"], timeout_s=60, check=True)
 
 
-def upload(flying: Flying, step: UploadStep) -> None:
-    """The model file, contact by contact over the payload link; activated on board after its hash agrees."""
-    model = flying.mission.file.model
-    if model.sha256 is None:
-        raise UsageError(f"{flying.mission.path}: model.sha256 is not written down", hint="`sha256sum` of the file")
-    send = Upload(
-        model.file,
-        model_path(flying),
-        onboard=f"{flying.type.onboard_dir}/onboard.py",
-        chunk_bytes=step.chunk_bytes,
-        window_bytes=step.chunk_bytes // 2,
-    )
-    offset = _preload(flying, send, step.preload_bytes) if step.preload_bytes else 0
-    preloaded, first = offset, len(send.attempts)
-    windows = 0
-    while not send.complete:
-        if windows == step.max_contacts:
-            raise BoardError(
-                f"board {flying.board_name}: {offset} of {send.total} bytes after {windows} contacts",
-                hint="max_contacts in the mission's upload step bounds the windows",
-            )
-        contact = _next_contact(flying)
-        windows += 1
-        # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
-        up = opening(flying, contact)
-        end_s = up.end_s
-        begin_s = end_s - step.contact_share * (end_s - contact.aos_s)
-        flying.go_to(max(begin_s, up.start_s - flying.mission.file.link.acquisition_s) - LEAD_S, "next contact")
-        rate = flying.clock(step.clock_rate, cause="upload")
-        _await_link(flying)
-        started_s = time.monotonic()
-        attempts = len(send.attempts)
-        cut = _upload_window(flying, send, end_s)
-        ended_s = time.monotonic()
-        flying.flight.clock(1.0, cause="upload window over")  # not flying.clock: the window is told before the end
-        attempt = send.attempts[-1] if len(send.attempts) > attempts else None
-        if attempt is not None:
-            offset = attempt.offset
-        flying.event(
-            "upload_window",
-            window=windows,
-            station=contact.station,
-            bytes_acked_start=attempt.start_offset if attempt else offset,
-            bytes_acked_end=offset,
-            bytes_sent=attempt.sent_bytes if attempt else 0,
-            bytes_resent=attempt.resent_bytes if attempt else 0,
-            cut_by_los=cut,
-            wall_s=ended_s - started_s,
-            t_start_mono=started_s,
-            t_end_mono=ended_s,
-            contact_s=end_s - begin_s,
-            clock_rate=rate,
-            rate_bps=round(flying.timeline.mean_rate_bps("uplink", begin_s, end_s), 3),
-        )
-        flying.say(
-            f"  window {windows}, {contact.station}: {offset / 1e6:.1f} of {send.total / 1e6:.1f} MB"
-            f"{', cut by loss of signal' if cut else ''}"
-        )
-    shell = flying.board.shell
-    result = shell.run(_onboard(flying, "activate", send.part, send.target, model.sha256), timeout_s=120)
-    ok = result.returncode == 0
-    flying.event(
-        "upload_done",
-        windows=windows,
-        size=send.total,
-        preloaded=preloaded,
-        bytes_sent=sum(attempt.sent_bytes for attempt in send.attempts[first:]),
-        resent_bytes_max_per_cut=max(attempt.resent_bytes for attempt in send.attempts[first:]),
-        sha256_ok=ok,
-    )
-    if not ok:
-        message = (result.stderr or result.stdout).strip()[-400:]
-        flying.event("activation_refused", message=message)
-        raise BoardError(f"board {flying.board_name} refused the model: {message}")
-    flying.event("activated", sha256=model.sha256)
-
-
-def _preload(flying: Flying, send: Upload, count: int) -> int:
-    """Bring the first `count` bytes on the board over mgmt; returns how many it really was."""
-    flying.say(f"  putting {count / 1e6:.0f} MB on the board over mgmt beforehand (not part of the measured upload)")
-    enough = threading.Event()
-
-    def progress(acknowledged: int) -> None:
-        if acknowledged >= count:
-            enough.set()
-
-    shell = flying.board.shell
-    if isinstance(shell, ConsoleShell):
-        raise UsageError(
-            f"board {flying.board_name} has no mgmt port, and its console is too slow for `preload_bytes`",
-            hint="add `mgmt:` to the bench file, or leave `preload_bytes` out",
-        )
-    return send.run(shell, stall_s=30.0, stop=enough, on_progress=progress).offset
-
-
-def _upload_window(flying: Flying, send: Upload, end_s: float) -> bool:
-    """Send until done or loss of signal; True when the link went away in mid-transfer."""
-    state = flying.flight.state()
-    los_mono = time.monotonic() + (end_s - state["t_mission"]) / state["rate"]
-    stop = threading.Event()
-    shell: Shell | None = None
-
-    def give_up() -> None:
-        # The ground station knows its schedule: a moment after loss of signal it drops the connection.
-        stop.set()
-        if shell is not None:
-            shell.abort()
-
-    timer = threading.Timer(max(los_mono + AFTER_LOS_S - time.monotonic(), 0.0), give_up)
-    timer.daemon = True
-    timer.start()
-    shown = [0.0]
-
-    def progress(acknowledged: int) -> None:
-        if time.monotonic() - shown[0] > 0.25 or acknowledged == send.total:
-            shown[0] = time.monotonic()
-            flying.flight.progress("upload_bytes", acknowledged)
-
-    try:
-        left_s = max(los_mono - time.monotonic(), 1.0)
-        shell = flying.board.payload_shell(timeout_s=left_s)
-        send.run(shell, stall_s=max(left_s, 5.0), stop=stop, on_progress=progress)
-    except ShellError as error:
-        if time.monotonic() < los_mono:
-            raise BoardError(f"payload link of {flying.board_name} failed before loss of signal: {error}") from error
-    finally:
-        timer.cancel()
-        if shell is not None:
-            shell.abort()
-    return not send.complete
-
-
 def serve(flying: Flying, step: ServeStep) -> None:
     """Start model server and mailbox on the board; healthy when the server answers over mgmt."""
     shell = flying.board.shell
@@ -239,8 +103,8 @@ def serve(flying: Flying, step: ServeStep) -> None:
     kept = ["--host", "0.0.0.0", "--port", str(MAILBOX_PORT), "--server", f"http://127.0.0.1:{MODEL_PORT}"]  # noqa: S104
     started = time.monotonic()
     for command in (
-        _onboard(flying, "serve-model", model_path(flying), *server, "--detach", f"{directory}/model.log"),
-        _onboard(flying, "mailbox", *kept, "--dir", f"{directory}/mailbox", "--detach", f"{directory}/mailbox.log"),
+        onboard_argv(flying, "serve-model", model_path(flying), *server, "--detach", f"{directory}/model.log"),
+        onboard_argv(flying, "mailbox", *kept, "--dir", f"{directory}/mailbox", "--detach", f"{directory}/mailbox.log"),
     ):
         shell.run(command, timeout_s=20, check=True)
     try:
@@ -536,7 +400,7 @@ def _power(flying: Flying) -> dict[str, Any]:
     return power
 
 
-def _next_contact(flying: Flying) -> Contact:
+def next_contact(flying: Flying) -> Contact:
     """The next contact that has not begun and is long enough to be worth it."""
     now = flying.flight.state()["t_mission"]
     acquisition_s = flying.mission.file.link.acquisition_s
@@ -587,17 +451,17 @@ def _last_eclipse(flying: Flying) -> Eclipse:
 
 def enter_contact(flying: Flying) -> Contact:
     """Skip to the next contact, at clock rate 1, and wait until the link is up."""
-    contact = _next_contact(flying)
+    contact = next_contact(flying)
     flying.clock(1.0, cause="query")
     # The modem's acquisition is dead time at rate 1: land shortly before its end, so that the edge itself is flown.
     flying.go_to(opening(flying, contact).start_s - LEAD_S, "next contact")
-    _await_link(flying)
+    await_link(flying)
     flying.event("contact", station=contact.station, aos_s=contact.aos_s, los_s=contact.los_s)
     flying.say(f"  in contact with {contact.station}")
     return contact
 
 
-def _await_link(flying: Flying) -> None:
+def await_link(flying: Flying) -> None:
     acquisition_s = flying.mission.file.link.acquisition_s
     flying.wait(
         "the link is up", lambda: flying.flight.state()["link"]["up"], timeout_s=acquisition_s + 20, every_s=0.05
@@ -614,7 +478,7 @@ def _messages(flying: Flying, prompt: str) -> list[dict[str, str]]:
     return [*head, {"role": "user", "content": prompt}]
 
 
-def _onboard(flying: Flying, *arguments: str) -> list[str]:
+def onboard_argv(flying: Flying, *arguments: str) -> list[str]:
     return [flying.type.runtime_python, f"{flying.type.onboard_dir}/onboard.py", *arguments]
 
 

@@ -91,7 +91,9 @@ class _Counts:
 def require() -> None:
     """Raise UsageError when the extra is not installed."""
     if importlib.util.find_spec("cfdppy") is None:
-        raise UsageError("CFDP needs the package cfdp-py", hint="pip install 'hil[cfdp]'")
+        raise UsageError(
+            "CFDP needs the package cfdp-py", hint="pip install 'hil[cfdp]', or `protocol: sftp` in the upload step"
+        )
 
 
 def archive(target: Path) -> Path:

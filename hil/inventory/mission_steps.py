@@ -19,14 +19,24 @@ class BootStep(Strict):
 class UploadStep(Strict):
     """Send the model over the payload link, one contact after the other, and activate it after its hash agrees.
 
-    `preload_bytes` of the file are put on the board over mgmt beforehand (a shorter flight, labelled in the report).
+    `protocol: sftp` connects in each contact and resumes, after a reboot too; `chunk_bytes` bounds what a cut costs.
+    `cfdp` is CFDP class 2 over UDP (CCSDS 727.0-B-5): it keeps to the link's rate and sends again what the board names
+    as missing. `preload_bytes` of the file are put on the board over mgmt beforehand, with SFTP only (a shorter flight,
+    labelled in the report).
     """
 
+    protocol: Literal["sftp", "cfdp"] = "sftp"
     clock_rate: Positive = 60.0
     chunk_bytes: int = Field(default=1 << 20, ge=1 << 14)
     max_contacts: int = Field(default=50, ge=1)
     contact_share: float = Field(default=1.0, gt=0, le=1, description="use only the first part of every contact")
     preload_bytes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> UploadStep:
+        if self.protocol == "cfdp" and self.preload_bytes:
+            raise ValueError("a CFDP transaction sends the whole file: preload_bytes needs protocol: sftp")
+        return self
 
 
 class ServeStep(Strict):

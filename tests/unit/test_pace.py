@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hil.bench.journal import Journal, read_events
-from hil.campaign import endurance, program, steps
+from hil.campaign import endurance, program, steps, upload
 from hil.campaign import fly as flying_module
 from hil.campaign.flying import RECOVERED_V, Flying, TimeIsUp
 from hil.campaign.pace import Pace
@@ -258,7 +258,7 @@ def test_without_an_end_a_step_beyond_the_mission_is_still_refused(tmp_path: Pat
         flown(Daemon(duration_s=HOUR), Pace(), tmp_path).go_to(2 * HOUR, "next contact")
 
 
-@pytest.mark.parametrize("module", [steps, endurance, program], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [steps, endurance, program, upload], ids=lambda module: module.__name__)
 def test_no_step_goes_around_the_pace(module: ModuleType) -> None:
     """A step that asks the flight's clock itself would ignore the operator; back to real time is always allowed."""
     tree = ast.parse(Path(str(module.__file__)).read_text())
@@ -289,7 +289,7 @@ def bench_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Daemo
     monkeypatch.setattr(flying_module, "check_model", lambda mission: None)
     monkeypatch.setattr(flying_module, "finish", lambda run: run)
 
-    def upload(flying: Flying, step: Any) -> None:
+    def brings(flying: Flying, step: Any) -> None:
         for hour in (10, 20, 30):
             flying.go_to(hour * HOUR, "next contact")
             flying.clock(step.clock_rate, "upload")
@@ -298,7 +298,7 @@ def bench_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Daemo
     def nothing(flying: Flying, step: Any) -> None: ...
 
     monkeypatch.setattr(
-        flying_module, "STEPS", {step.kind: nothing for step in mission.file.steps} | {"upload": upload}
+        flying_module, "STEPS", {step.kind: nothing for step in mission.file.steps} | {"upload": brings}
     )
 
     def go(**asked: Any) -> Path:

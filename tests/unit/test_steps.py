@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from console_board import ShellBoard
 
-from hil.campaign import endurance, program, steps
+from hil.campaign import endurance, program, steps, upload
 from hil.campaign.admission import Admission
 from hil.campaign.pace import Pace
 from hil.client.console import Console
@@ -444,6 +444,6 @@ def test_small_files_go_over_the_console_and_large_ones_are_refused(tmp_path: Pa
             board=board, board_name="vb1", mission=SimpleNamespace(path="m.yaml"), say=lambda text: None
         )
         with pytest.raises(UsageError, match="no mgmt port, and its console is too slow") as caught:
-            steps._preload(flight, SimpleNamespace(), 1000)  # type: ignore[arg-type]
+            upload.preload(flight, SimpleNamespace(), 1000)  # type: ignore[arg-type]
         assert "mgmt" in caught.value.hint
         board.shell.close()

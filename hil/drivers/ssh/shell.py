@@ -9,6 +9,7 @@ import shlex
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ _GRACE_S = 3.0  # what killing a command that ran out of time may take
 
 Stream = Literal["stdout", "stderr"]
 Sink = Callable[[Stream, bytes], None]
+_TOTAL_RETRANS = 100  # where `tcpi_total_retrans` lies in struct tcp_info, linux/tcp.h
 
 
 class Shell:
@@ -52,6 +54,7 @@ class Shell:
         self._clients = (client, *reversed(hops))
         self._transport = transport
         self._sock = sock
+        self._retransmissions = 0
         self._guard = guard or (lambda: None)
         self._watchdog = Watchdog()
         self._worker = Worker(self._command, python)
@@ -172,10 +175,18 @@ class Shell:
 
     def abort(self) -> None:
         """Drop the connection as a loss of signal does: with a reset, and with what was not sent yet thrown away."""
+        self.retransmissions()  # the kernel forgets it with the socket
         with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         for client in reversed(self._clients):  # the one on the wire first: the others would wait for it
             client.close()
+
+    def retransmissions(self) -> int:
+        """TCP segments that this end has sent again so far, by the kernel's count; the last known of a closed one."""
+        with contextlib.suppress(OSError):
+            told = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOTAL_RETRANS + 4)
+            self._retransmissions = int.from_bytes(told[_TOTAL_RETRANS:], sys.byteorder)
+        return self._retransmissions
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:

@@ -1,0 +1,371 @@
+"""The upload step: the model file over the payload link, contact by contact, by SFTP or by CFDP class 2."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from hil.campaign import steps
+from hil.campaign.flying import Flying
+from hil.client.console_shell import ConsoleShell
+from hil.drivers import broker, cfdp
+from hil.drivers.cfdp import CfdpUpload
+from hil.drivers.ssh import Detached, Shell, ShellLost, ShellTimeout, Upload
+from hil.errors import BoardError, HilError, UsageError
+from hil.inventory.mission_steps import UploadStep
+
+# Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
+AFTER_LOS_S = 0.3
+# CFDP sends at this share of the link's rate: the queue in front of it stays short.
+SENDER_SHARE = 0.98
+# Wall seconds of contact without a word from the CFDP receiver after which it is taken not to be there.
+SILENCE_S = 5.0
+# Wall seconds after which CFDP asks again, beside the round trip: a slow board takes a while to answer.
+ASK_AGAIN_S = 2.0
+# Wall seconds between two reports of progress.
+TELL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What one contact moved. Up to the offsets the board had confirmed the file before it and after it.
+
+    `bytes_sent` are of the file; `bytes_resent` of them had been sent before: from where SFTP resumed, or what CFDP was
+    asked for. `retransmissions`: packets that went out again, SFTP's TCP segments or CFDP's file data PDUs.
+    """
+
+    bytes_acked_start: int
+    bytes_acked_end: int
+    bytes_sent: int = 0
+    bytes_resent: int = 0
+    retransmissions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The rest of a contact: when it is lost, on the monotonic clock, and what the link carries now, bit/s.
+
+    `stop` is set a moment after loss of signal; `progress` is told what the board has confirmed.
+    """
+
+    los_mono: float
+    rate_bps: Callable[[], float]
+    stop: threading.Event
+    progress: Callable[[int], None]
+
+
+class Carrier(Protocol):
+    """A protocol that brings one file on board; `part` is where it lies there until it is activated."""
+
+    part: str
+    total: int
+
+    @property
+    def complete(self) -> bool:
+        """The board has confirmed every byte."""
+        ...
+
+    def start(self) -> int:
+        """Before the first contact; returns how many bytes are on board already."""
+        ...
+
+    def send(self, window: Window) -> Moved | None:
+        """Send until done or `window.stop`; None when there was no contact. Raises BoardError when it failed before."""
+        ...
+
+    def hang_up(self) -> None:
+        """Loss of signal: the ground station knows its schedule and gives up what is under way. From any thread."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+def upload(flying: Flying, step: UploadStep) -> None:
+    """The model file, contact by contact over the payload link; activated on board after its hash agrees."""
+    model = flying.mission.file.model
+    if model.sha256 is None:
+        raise UsageError(f"{flying.mission.path}: model.sha256 is not written down", hint="`sha256sum` of the file")
+    carrier: Carrier = Cfdp(flying) if step.protocol == "cfdp" else Sftp(flying, step)
+    with contextlib.closing(carrier):
+        preloaded = carrier.start()
+        moved = _fly_contacts(flying, step, carrier, preloaded)
+    argv = steps.onboard_argv(flying, "activate", carrier.part, steps.model_path(flying), model.sha256)
+    result = flying.board.shell.run(argv, timeout_s=120)
+    ok = result.returncode == 0
+    flying.event(
+        "upload_done",
+        protocol=step.protocol,
+        windows=len(moved),
+        size=carrier.total,
+        preloaded=preloaded,
+        bytes_sent=sum(item.bytes_sent for item in moved),
+        resent_bytes_max_per_cut=max((item.bytes_resent for item in moved), default=0),
+        sha256_ok=ok,
+    )
+    if not ok:
+        message = (result.stderr or result.stdout).strip()[-400:]
+        flying.event("activation_refused", message=message)
+        raise BoardError(f"board {flying.board_name} refused the model: {message}")
+    flying.event("activated", sha256=model.sha256)
+
+
+def _fly_contacts(flying: Flying, step: UploadStep, carrier: Carrier, offset: int) -> list[Moved]:
+    """One contact after the other until the file is on board; `offset` bytes are there already."""
+    before = flying.flight.state()["upload_bytes"]  # what an earlier upload step brought
+    found: list[Moved] = []
+    while not carrier.complete:
+        if len(found) == step.max_contacts:
+            raise BoardError(
+                f"board {flying.board_name}: {offset} of {carrier.total} bytes after {len(found)} contacts",
+                hint="max_contacts in the mission's upload step bounds the windows",
+            )
+        found.append(_fly_contact(flying, step, carrier, offset, before, len(found) + 1))
+        offset = found[-1].bytes_acked_end
+    return found
+
+
+def _fly_contact(flying: Flying, step: UploadStep, carrier: Carrier, offset: int, before: float, number: int) -> Moved:
+    """Fly to the next contact, use it, and write down what it moved."""
+    contact = steps.next_contact(flying)
+    # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
+    up = steps.opening(flying, contact)
+    begin_s = up.end_s - step.contact_share * (up.end_s - contact.aos_s)
+    acquisition_s = flying.mission.file.link.acquisition_s
+    flying.go_to(max(begin_s, up.start_s - acquisition_s) - steps.LEAD_S, "next contact")
+    rate = flying.clock(step.clock_rate, cause="upload")
+    steps.await_link(flying)
+    on_wire, started_s = _ground_sent(flying), time.monotonic()
+    moved = _use(flying, carrier, up.end_s, before) or Moved(offset, offset)
+    ended_s = time.monotonic()
+    flying.flight.clock(1.0, cause="upload window over")  # not flying.clock: the window is told before the end
+    on_wire_after = _ground_sent(flying)
+    flying.event(
+        "upload_window",
+        window=number,
+        protocol=step.protocol,
+        station=contact.station,
+        **asdict(moved),
+        bytes_on_wire=None if on_wire is None or on_wire_after is None else on_wire_after - on_wire,
+        cut_by_los=not carrier.complete,
+        wall_s=ended_s - started_s,
+        t_start_mono=started_s,
+        t_end_mono=ended_s,
+        contact_s=up.end_s - begin_s,
+        clock_rate=rate,
+        rate_bps=round(flying.timeline.mean_rate_bps("uplink", begin_s, up.end_s), 3),
+    )
+    flying.say(
+        f"  window {number}, {contact.station}: {moved.bytes_acked_end / 1e6:.1f} of {carrier.total / 1e6:.1f} MB"
+        f"{'' if carrier.complete else ', cut by loss of signal'}"
+    )
+    return moved
+
+
+def _use(flying: Flying, carrier: Carrier, end_s: float, before: float) -> Moved | None:
+    """Send from now to the end of the link at mission time `end_s`."""
+    state, now = flying.flight.state(), time.monotonic()
+    t_mission, clock_rate = float(state["t_mission"]), float(state["rate"])
+    los_mono = now + (end_s - t_mission) / clock_rate
+    stop = threading.Event()
+    shown = [0.0]
+
+    def rate_bps() -> float:
+        at_s = t_mission + (time.monotonic() - now) * clock_rate
+        return flying.timeline.link_at(at_s, clock_rate)["uplink"].rate_bps
+
+    def progress(acknowledged: int) -> None:
+        if time.monotonic() - shown[0] > TELL_S or acknowledged == carrier.total:
+            shown[0] = time.monotonic()
+            flying.flight.progress("upload_bytes", before + acknowledged)
+
+    def lost() -> None:
+        stop.set()
+        carrier.hang_up()
+
+    timer = threading.Timer(max(los_mono + AFTER_LOS_S - time.monotonic(), 0.0), lost)
+    timer.daemon = True
+    timer.start()
+    try:
+        return carrier.send(Window(los_mono, rate_bps, stop, progress))
+    finally:
+        timer.cancel()
+
+
+def _ground_sent(flying: Flying) -> int | None:
+    """Bytes that the ground has put on the payload link, by its interface's counter; None where it has none of its own.
+
+    With all headers, handshakes and what TCP sends again: the same measure for every protocol.
+    """
+    if flying.payload.broker is None:
+        return None
+    counters = broker.counters(flying.payload.broker)
+    return sum(item["tx_bytes"] for name, item in counters.items() if name != "lo")
+
+
+class Sftp:
+    """Over SSH, a new connection each contact; resumed where the board's file is proven good, after a reboot too."""
+
+    def __init__(self, flying: Flying, step: UploadStep) -> None:
+        self._flying, self._preload_bytes = flying, step.preload_bytes
+        self._send = Upload(
+            flying.mission.file.model.file,
+            steps.model_path(flying),
+            onboard=f"{flying.type.onboard_dir}/onboard.py",
+            chunk_bytes=step.chunk_bytes,
+            window_bytes=step.chunk_bytes // 2,
+        )
+        self.part, self.total = self._send.part, self._send.total
+        self._shell: Shell | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self._send.complete
+
+    def start(self) -> int:
+        return preload(self._flying, self._send, self._preload_bytes) if self._preload_bytes else 0
+
+    def send(self, window: Window) -> Moved | None:
+        attempts, self._shell = len(self._send.attempts), None
+        try:
+            left_s = max(window.los_mono - time.monotonic(), 1.0)
+            self._shell = self._flying.board.payload_shell(timeout_s=left_s)
+            self._send.run(self._shell, stall_s=max(left_s, 5.0), stop=window.stop, on_progress=window.progress)
+        except (ShellLost, ShellTimeout) as error:
+            if time.monotonic() < window.los_mono:
+                name = self._flying.board_name
+                raise BoardError(f"payload link of {name} failed before loss of signal: {error}") from error
+        finally:
+            self.hang_up()
+        if len(self._send.attempts) == attempts:
+            return None
+        last = self._send.attempts[-1]
+        again = 0 if self._shell is None else self._shell.retransmissions()
+        return Moved(last.start_offset, last.offset, last.sent_bytes, last.resent_bytes, again)
+
+    def hang_up(self) -> None:
+        if self._shell is not None:
+            self._shell.abort()
+
+    def close(self) -> None:
+        """Nothing stays on the board."""
+
+
+def preload(flying: Flying, send: Upload, count: int) -> int:
+    """Bring the first `count` bytes on the board over mgmt; returns how many it really was."""
+    flying.say(f"  putting {count / 1e6:.0f} MB on the board over mgmt beforehand (not part of the measured upload)")
+    enough = threading.Event()
+
+    def progress(acknowledged: int) -> None:
+        if acknowledged >= count:
+            enough.set()
+
+    shell = flying.board.shell
+    if isinstance(shell, ConsoleShell):
+        raise UsageError(
+            f"board {flying.board_name} has no mgmt port, and its console is too slow for `preload_bytes`",
+            hint="add `mgmt:` to the bench file, or leave `preload_bytes` out",
+        )
+    return send.run(shell, stall_s=30.0, stop=enough, on_progress=progress).offset
+
+
+class Cfdp:
+    """CFDP class 2 over UDP at the rate of the contact plan: one transaction, suspended from contact to contact.
+
+    Its receiver is put on the board and started over mgmt (or the console); its PDUs use the payload link alone.
+    """
+
+    def __init__(self, flying: Flying) -> None:
+        cfdp.require()
+        if flying.payload.jump:
+            raise UsageError(
+                f"board {flying.board_name}: `protocol: cfdp` is UDP, which no jump host of `payload:` passes on",
+                hint="`protocol: sftp`, or a bench whose ground end is on the link itself",
+            )
+        source = flying.mission.file.model.file
+        self._flying = flying
+        self.part, self.total = f"{steps.model_path(flying)}.part", source.stat().st_size
+        self._ask_again_s = ASK_AGAIN_S + _round_trip_s(flying)
+        self._send = CfdpUpload(source, self.part, ask_again_s=self._ask_again_s)
+        self._job: Detached | None = None
+        self._silent_s = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return self._send.complete
+
+    def start(self) -> int:
+        flying, directory = self._flying, self._flying.type.onboard_dir
+        shell, archive = flying.board.shell, f"{directory}/cfdp.pyz"
+        with tempfile.TemporaryDirectory(prefix="hil-") as scratch:
+            steps.put_file(shell, cfdp.archive(Path(scratch) / "cfdp.pyz"), archive)
+        began = time.monotonic()
+        self._job = cfdp.start_receiver(
+            cast("Shell", shell),  # a console's shell runs commands alike
+            archive,
+            directory,
+            ask_again_s=self._ask_again_s,
+            python=flying.type.runtime_python,
+        )
+        flying.say(f"  CFDP receiver on board after {time.monotonic() - began:.1f} s")
+        return 0
+
+    def send(self, window: Window) -> Moved | None:
+        with self._flying.connect_payload_udp(cfdp.PORT) as sock:
+            contact = self._send.run(
+                sock,
+                rate_bps=lambda: SENDER_SHARE * window.rate_bps(),
+                stop=window.stop,
+                silence_s=math.inf,
+                on_progress=window.progress,
+            )
+        self._silent_s = 0.0 if contact.heard_pdus else self._silent_s + contact.duration_s
+        if self._silent_s > SILENCE_S:
+            raise self._silence()
+        return Moved(
+            contact.start_offset, contact.offset, contact.sent_bytes, contact.resent_bytes, contact.resent_pdus
+        )
+
+    def hang_up(self) -> None:
+        """`Window.stop` suspends it: there is no connection."""
+
+    def close(self) -> None:
+        if self._job is not None:
+            with contextlib.suppress(HilError):  # whatever ends the step is told; without power there is no receiver
+                self._job.kill(cast("Shell", self._flying.board.shell))
+
+    def _silence(self) -> BoardError:
+        """Why nothing was heard for whole contacts, as far as the board can say."""
+        name, wire = self._flying.board_name, self._flying.payload
+        assert self._job is not None
+        try:
+            status = self._job.poll(cast("Shell", self._flying.board.shell))
+        except BoardError as error:
+            return BoardError(
+                f"there is no CFDP entity on board {name} any more: {error.message}",
+                hint="a reboot ends a CFDP transaction: fly it again, or `protocol: sftp`, which resumes",
+            )
+        if status is None:
+            return BoardError(
+                f"the CFDP entity on board {name} runs, but nothing of it came in {self._silent_s:.0f} s of contact",
+                hint=f"does the board let UDP port {cfdp.PORT} of {wire.address} through? `protocol: sftp` needs SSH",
+            )
+        _, said = self._job.output(cast("Shell", self._flying.board.shell))
+        return BoardError(
+            f"the CFDP entity on board {name} ended with status {status}: {said.strip()[-400:]}",
+            hint="fly it again, or `protocol: sftp`",
+        )
+
+
+def _round_trip_s(flying: Flying) -> float:
+    """Of the emulated link as the next contact's signal comes up."""
+    up = steps.opening(flying, steps.next_contact(flying))
+    return sum(state.delay_s for state in flying.timeline.link_at(up.start_s + 1e-3).values())
