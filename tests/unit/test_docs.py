@@ -33,7 +33,8 @@ def commands(text: str) -> Iterator[str]:
 def wrong(command: str) -> str | None:
     """What of a command line is not there; `a|b` stands for either."""
     words = [word for word in shlex.split(command)[1:] if word not in ("…", "[…]")]
-    context, found = click.Context(cli), cli
+    context = click.Context(cli)
+    found: click.Command = cli
     while isinstance(found, click.Group) and words and not words[0].startswith("-"):
         names = words.pop(0).strip("[].").split("|")
         for name in names:
