@@ -1,4 +1,8 @@
-"""One board as the daemon owns it: its power loops, its console and its link, and what is counted about it."""
+"""One board as the daemon owns it: its power loops, its console and its link, and what is counted about it.
+
+A board may hang on several supply channels, a power loop each. What is on, tripped or shed is told of the channel that
+leads: the first one that the satellite's bus feeds. A channel that goes off by itself takes the others with it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from hil.bench.consoles import Console
@@ -20,8 +24,8 @@ from hil.bench.levels import Layers
 from hil.bench.pacing import Pacing
 from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
-from hil.bench.powerloop import PowerLoop
-from hil.bench.powervalues import Heartbeat, PowerSample
+from hil.bench.powerloop import Others, PowerLoop
+from hil.bench.powervalues import Flight, Heartbeat, PowerSample
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff
 from hil.drivers.outlets import outlet_for
 from hil.drivers.scpi import Supply
@@ -35,13 +39,18 @@ _T = TypeVar("_T")
 
 FIRST_SAMPLE_S = 5.0
 OFF_MAX_S = 3600.0
+WENT_OFF = frozenset({"tripped", "envelope_breach"})
 # Told by the power loop at every tick while they last; the log and the journal take one a second.
 FREQUENT = frozenset({"slew_limited", "overrun", "setpoint_lost"})
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A supply channel that feeds one input of the board: its limits, what it gets, what stands behind it."""
+    """A supply channel that feeds one input of the board: its limits, what it gets, what stands behind it.
+
+    `main`: the satellite's bus feeds it: asked voltages, dips and flights are its. The others hang, in a flight, on a
+    modelled converter of `converter_efficiency`. `rail` is the input's name, empty for the board's main one.
+    """
 
     supply: Supply
     number: int
@@ -53,13 +62,15 @@ class Channel:
     main: bool = True
     pacing: Pacing | None = None
     meter: CrossCheck | None = None
+    rail: str = ""
+    converter_efficiency: float = 1.0
 
 
 class BoardOwner:
     """Everything the daemon does with one board. `on_event` gets what the power loops tell, `on_sample` each sample.
 
     `on_failure` gets the error that ended a power loop; the output is then verified off, or the dead-man will see to
-    it because the beats have stopped.
+    it because the beats have stopped. `on_cut` is told when the power epoch has risen.
     """
 
     def __init__(
@@ -76,6 +87,7 @@ class BoardOwner:
         on_event: Callable[[BoardOwner, str, dict[str, Any]], None],
         on_sample: Callable[[BoardOwner, PowerSample], None],
         on_failure: Callable[[BoardOwner, BaseException], None],
+        on_cut: Callable[[BoardOwner], None] = lambda board: None,
         first_epoch: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -101,9 +113,12 @@ class BoardOwner:
         self._on_event = on_event
         self._on_sample = on_sample
         self._on_failure = on_failure
+        self._on_cut = on_cut
         self._monotonic = monotonic
         self._loops: list[tuple[PowerLoop, asyncio.Task[None]]] = []
-        self._seen_energy_j: dict[int, float] = {}
+        self._newest: dict[int, PowerSample] = {}
+        self._seen_energy_j = 0.0
+        self._followers: set[asyncio.Task[None]] = set()
         self._told_s: dict[str, float] = {}
         self.cut: ArmedCut | None = None
         self.controls = Controls(name, wires.lines)
@@ -113,8 +128,8 @@ class BoardOwner:
 
     @property
     def state(self) -> str:
-        """`off`, `on`, `shed` or `tripped`: the first channel's."""
-        return self._loops[0][0].state if self._loops else "off"
+        """`off`, `on`, `shed` or `tripped`: the leading channel's."""
+        return self._loops[self._lead][0].state if self._loops else "off"
 
     @property
     def energized(self) -> bool:
@@ -130,21 +145,26 @@ class BoardOwner:
             await asyncio.sleep(0.05)
 
     async def loop(self) -> PowerLoop:
-        """The running power loop of a board with one channel, after its first sample."""
-        if len(self.channels) != 1:
-            raise UsageError(
-                f"board {self.name} has {len(self.channels)} supply channels; a flight needs exactly one",
-                hint="feed it from one channel, or fly another board",
-            )
+        """The running power loop that leads, after the first sample of every channel."""
         await self._start_loops()
-        loop, task = self._loops[0]
         deadline = self._monotonic() + FIRST_SAMPLE_S
-        while loop.last is None:
-            _raise_end(task)
-            if self._monotonic() > deadline:
-                raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
-            await asyncio.sleep(0.01)
-        return loop
+        for loop, task in self._loops:
+            while loop.last is None:
+                _raise_end(task)
+                if self._monotonic() > deadline:
+                    raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
+                await asyncio.sleep(0.01)
+        return self._loops[self._lead][0]
+
+    def attach(self, flight: Flight) -> None:
+        """Begin a flight on the running loops. Raises what `PowerLoop.attach` raises."""
+        delayed = [(channel.on_delay_s, loop) for channel, (loop, _) in zip(self.channels, self._loops, strict=True)]
+        others = None
+        if len(delayed) > 1:
+            delay_s, _ = delayed[self._lead]
+            before, after = tuple(delayed[: self._lead]), tuple(delayed[self._lead + 1 :])
+            others = Others(before, after, delay_s, self._switching)
+        self._loops[self._lead][0].attach(flight, others)
 
     async def on(
         self, voltage_v: float | None, allowed: Callable[[], object], *, cycle: bool = False
@@ -195,7 +215,7 @@ class BoardOwner:
 
         BenchError when the current did not stay above the threshold within `wait_s`: nothing was cut then.
         """
-        channel = self.channels[self._main]
+        channel = self.channels[self._lead]
         if not channel.envelope.off_dwell_s <= off_s <= OFF_MAX_S:
             raise UsageError(
                 f"after a latch-up cut the board rests for {channel.envelope.off_dwell_s:g} s (its off dwell) to "
@@ -250,7 +270,7 @@ class BoardOwner:
 
     async def outlet(self, on: bool | None) -> dict[str, Any]:
         """Ask the outlet behind the main input, or switch it: a person's word after a cut of last resort."""
-        address = self.channels[self._main].layers.outlet
+        address = self.channels[self._lead].layers.outlet
         if not address:
             raise UsageError(f"board {self.name} has no outlet", hint="add `outlet:` to its supply in the bench file")
         if on is False and self.energized:
@@ -261,13 +281,13 @@ class BoardOwner:
         return {"outlet": address, "confirms": driver.confirms, "on": await asyncio.to_thread(driver.state)}
 
     @property
-    def _main(self) -> int:
+    def _lead(self) -> int:
         return next((index for index, channel in enumerate(self.channels) if channel.main), 0)
 
     def _running_loop(self) -> tuple[PowerLoop, asyncio.Task[None]]:
         if not self._loops:
             raise UsageError(f"board {self.name} is off", hint="switch it on first")
-        loop, task = self._loops[self._main]
+        loop, task = self._loops[self._lead]
         _raise_end(task)
         return loop, task
 
@@ -283,9 +303,9 @@ class BoardOwner:
             output_on = self.state == "on"
             reading = Reading(sample.t_mono, sample.voltage_v, sample.current_a, sample.power_w, output_on)
         else:
-            supply = self.channels[0].supply
-            await supply.open()
-            reading = await supply.measure(self.channels[0].number)
+            channel = self.channels[self._lead]
+            await channel.supply.open()
+            reading = await channel.supply.measure(channel.number)
         return self._answer(reading)
 
     async def rest(self) -> None:
@@ -347,11 +367,10 @@ class BoardOwner:
             flight=flight,
         )
 
-    def count_energy(self, sample: PowerSample, phase: str, channel: int = 0) -> None:
+    def count_energy(self, sample: PowerSample, phase: str) -> None:
         """Attribute what this sample added to the phase it was drawn in."""
-        before = self._seen_energy_j.get(channel, 0.0)
-        self.energy_j[phase] += max(0.0, sample.energy_j - before)
-        self._seen_energy_j[channel] = sample.energy_j
+        self.energy_j[phase] += max(0.0, sample.energy_j - self._seen_energy_j)
+        self._seen_energy_j = sample.energy_j
 
     def _answer(self, reading: Reading | None) -> dict[str, Any]:
         return {**({} if reading is None else asdict(reading)), "state": self.state, "power_epoch": self.power_epoch}
@@ -362,19 +381,27 @@ class BoardOwner:
         await self._end_loops()
         self.fault = ""
         self.last = None
+        self._newest.clear()
+        self._seen_energy_j = 0.0
         self._loops = [self._start_loop(index, channel) for index, channel in enumerate(self.channels)]
         await asyncio.sleep(0)  # a loop takes requests once its task has begun
 
     def _start_loop(self, index: int, channel: Channel) -> tuple[PowerLoop, asyncio.Task[None]]:
-        self._seen_energy_j[index] = 0.0
-
         def sampled(sample: PowerSample) -> None:
-            self.sampled_at_s = time.time()
-            if index == 0:
-                self.last = sample
-                self._on_sample(self, sample)
-            else:
-                self.count_energy(sample, "none", index)
+            self._newest[index] = sample
+            if index == self._lead:
+                self.sampled_at_s = time.time()
+                self.last = self._whole(sample)
+                self._on_sample(self, self.last)
+
+        def told(kind: str, data: dict[str, Any]) -> None:
+            if len(self.channels) > 1:
+                data = {**data, "board": self.name, "input": channel.rail or "main"}
+            self._event(kind, data)
+            if kind in WENT_OFF and len(self.channels) > 1:
+                task = asyncio.get_running_loop().create_task(self._follow_off(f"{data['input']} {kind}"))
+                self._followers.add(task)
+                task.add_done_callback(self._followers.discard)
 
         loop = PowerLoop(
             self.name if len(self.channels) == 1 else f"{self.name}/{index}",
@@ -386,15 +413,39 @@ class BoardOwner:
             self._heartbeat,
             channel.nominal,
             on_sample=sampled,
-            on_event=self._event,
+            on_event=told,
             on_cut=self._cut,
             layers=channel.layers,
             pacing=channel.pacing,
             meter=channel.meter,
+            main=channel.main,
+            converter_efficiency=channel.converter_efficiency,
         )
         task = asyncio.get_running_loop().create_task(loop.run(), name=f"power-{self.name}-{index}")
         task.add_done_callback(self._loop_ended)
         return loop, task
+
+    def _whole(self, sample: PowerSample) -> PowerSample:
+        """The leading channel's sample with the watts and joules of all channels, each as last measured."""
+        if len(self.channels) == 1:
+            return sample
+        newest = self._newest.values()
+        return replace(
+            sample,
+            board=self.name,
+            power_w=sum(other.power_w for other in newest),
+            energy_j=sum(other.energy_j for other in newest),
+            mission_energy_j=sum(other.mission_energy_j for other in newest),
+            lateness_s=max(other.lateness_s for other in newest),
+        )
+
+    async def _follow_off(self, why: str) -> None:
+        """A channel went off by itself: the others go off too, in reverse order. What fails ends its power loop."""
+        async with self._switching:
+            for loop, task in reversed(self._loops):
+                if loop.state == "on":
+                    with contextlib.suppress(HilError):
+                        await _ask(loop.request_off(f"another input went off: {why}"), task)
 
     async def _end_loops(self) -> None:
         loops, self._loops = self._loops, []
@@ -405,6 +456,12 @@ class BoardOwner:
         self.overruns += sum(loop.overruns for loop, _ in loops)
 
     async def _all_on(self, voltage_v: float | None) -> dict[str, Any]:
+        if len(self.channels) > 1 and self.state == "shed":
+            # Found out by the leading channel alone, the others would have been switched by then.
+            raise BenchError(
+                f"board {self.name}: its load is shed by the mission's power system",
+                hint="wait until the battery restores it, or end the flight",
+            )
         await self._start_loops()
         offset = None if self.console is None else self.console.ring.end
         reading: Reading | None = None
@@ -412,7 +469,7 @@ class BoardOwner:
         try:
             for (loop, task), channel in zip(self._loops, self.channels, strict=True):
                 await asyncio.sleep(channel.on_delay_s)
-                # A voltage that is asked for is the main input's; further rails have their own.
+                # A voltage that is asked for is the bus's; what the bus does not feed has its own.
                 setpoint = None
                 if voltage_v is not None and channel.main:
                     setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a)
@@ -448,6 +505,8 @@ class BoardOwner:
         if error is not None:
             self.fault = str(error)
             log.error("board %s: its power loop ended: %s", self.name, error)
+            for _, other in reversed(self._loops):
+                other.cancel()  # each ends in the safe state: a board that is half fed is not safe
             self._on_failure(self, error)
 
     def _cut(self, why: str) -> None:
@@ -455,6 +514,7 @@ class BoardOwner:
         self.power_epoch += 1
         self.power_cuts += 1
         self.last_cut = f"at {utc_text(time.time())}: {why}"
+        self._on_cut(self)
 
     def check_epoch(self, known: int | None) -> None:
         """BenchError when the board lost power since a client knew `known` of it."""

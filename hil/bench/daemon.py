@@ -38,6 +38,7 @@ from hil.bench.exporter import BenchMetrics, Exporter, serve_metrics
 from hil.bench.flight import FlightControl
 from hil.bench.journal import utc_text
 from hil.bench.lease_desk import LeaseDesk, Request, Waiter
+from hil.bench.leased_streams import LeasedStreams
 from hil.bench.leases import Ended, Lease, LeaseStore, boot_clock
 from hil.bench.levels import CutTimes, Layers, SupplyWatchdog
 from hil.bench.links import link_driver
@@ -178,6 +179,7 @@ class Daemon:
             for name in bench.file.links
         }
         self._desk = LeaseDesk(self._open_leases, _LeasedBoards(self), self._spawn, boot_clock)
+        self._streams = LeasedStreams(self.check, lambda name: self._board(name).wires)
 
     # --------------------------------------------------------------------------------------------- its life
     async def run(self) -> ExitCode:
@@ -227,6 +229,7 @@ class Daemon:
                 board.console.start()
                 path = self.runtime_dir / f"console-{board.name}.sock"
                 await board.console.serve(path, functools.partial(self._authorize, board.name))
+        await self._streams.serve(self.runtime_dir / "streams.sock")
         server, self._metrics_port = await serve_metrics(self.exporter, self.bench.file.metrics_port)
         self._spawn(server.serve_forever(), "metrics")
         (self.runtime_dir / "metrics.port").write_text(f"{self._metrics_port}\n")
@@ -254,6 +257,7 @@ class Daemon:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=3.0)
+        await self._try("ending the streams of leases", self._streams.close())
         for board in self.boards.values():
             if board.console is not None:
                 await self._try(f"closing the console of {board.name}", board.console.stop())
@@ -268,7 +272,7 @@ class Daemon:
             self.failure = self.failure or BenchError("outputs are not verified off")
         else:
             await self._try("stopping the dead-man", self._heart.stop())
-        for name in ("api.sock", "metrics.port", *(f"console-{board}.sock" for board in self.boards)):
+        for name in ("api.sock", "streams.sock", "metrics.port", *(f"console-{board}.sock" for board in self.boards)):
             (self.runtime_dir / name).unlink(missing_ok=True)
         for lock in self._locks:
             lock.release()
@@ -337,11 +341,13 @@ class Daemon:
         self._spawn(server.serve_forever(), "remote")
 
     def _stream_socket(self, stream: str, name: str) -> Path:
-        """Where a stream is served on this host."""
-        if stream != "console":
-            raise UsageError(f"no stream {stream!r}", hint="console")
-        self._console(self._board(name))
-        return self.runtime_dir / f"console-{name}.sock"
+        """Where a stream for clients of other hosts is served on this one."""
+        if stream == "console":
+            self._console(self._board(name))
+            return self.runtime_dir / f"console-{name}.sock"
+        if stream == "ssh":
+            return self.runtime_dir / "streams.sock"
+        raise UsageError(f"no stream {stream!r}", hint="console or ssh")
 
     async def _watch_idle(self) -> None:
         while True:
@@ -408,6 +414,7 @@ class Daemon:
             on_event=self._board_event,
             on_sample=self._board_sample,
             on_failure=self._board_failure,
+            on_cut=lambda board: self._streams.end(board.name, "watch"),
             # Rises over restarts too: the end of a daemon is a power cut that nobody was left to count.
             first_epoch=int(boot_clock() * 1000),
         )
@@ -424,9 +431,11 @@ class Daemon:
             envelope=Envelope.of(limits),
             nominal=Setpoint(limits.voltage_nominal_v, limits.current_max_a),
             layers=Layers(outlet, self._watchdogs[wire.supply], supply.accept_level),
-            main=wire.rail is None,
+            main=wire.on_bus,
             pacing=self._pacing,
             meter=self._make_meter(board) if wire.rail is None else None,
+            rail=wire.rail or "",
+            converter_efficiency=wire.converter_efficiency,
         )
 
     def _make_meter(self, board: str) -> CrossCheck | None:
@@ -633,6 +642,7 @@ class Daemon:
         board = self.boards.get(ended.board)
         if board is None:
             return  # the bench file no longer names it
+        self._streams.end(board.name)
         await board.calm()
         policy = board.wires.on_lease_end
         if isinstance(policy, ShutdownThenOff) and board.state == "on":

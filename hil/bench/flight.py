@@ -134,13 +134,12 @@ class FlightControl:
             self._console_log = self.board.console.add_log(self.run_dir / "console")
         # The clock counts from here, not from before the compilation.
         self.clock = self.player.clock = MissionClock(self._start_s, self._monotonic())
-        loop.attach(
+        self.board.attach(
             PowerFlight(
                 eps=eps,
                 clock=self.clock,
                 array_w=self.timeline.array_power_w,
                 sunlit=self.timeline.sunlit_at,
-                current_limit_a=self.board.type.supply.current_max_a,
                 planned_w=power.board_full_w or self.board.type.power.inference_w,
                 shed=power.shed,
                 array_direct=power.eps.direct is not None,

@@ -1,6 +1,8 @@
-"""A flight behind a power loop: the satellite's modelled power system, fed with what the board draws.
+"""A flight behind the power loops of a board: the satellite's modelled power system, fed with what the board draws.
 
-The loop asks what the bus is at, whether the load is to be shed and when it may come back; the switching is the loop's.
+The loops of the board's channels share it. Each feeds what its channel draws; the one that leads asks whether the load
+is to be shed and when it may come back. A channel that the bus does not feed hangs, in the model, on a converter of a
+constant efficiency between the bus and it. The switching is the loops'.
 """
 
 from __future__ import annotations
@@ -9,48 +11,45 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from hil.bench.powervalues import EpsStateLike, Flight, OnEvent, PowerLedger
-from hil.bench.safety import Envelope
 from hil.errors import UsageError
 from hil.mission.eps import GAIN_LIMIT
-from hil.model import Setpoint
 
 
-def check_flight(board: str, flight: Flight, envelope: Envelope, period_s: float) -> None:
-    """UsageError when it cannot be flown so: gain above 0.5, loop too slow. SafetyError: the bus leaves the envelope."""
+def check_flight(board: str, flight: Flight, board_min_v: float) -> None:
+    """UsageError when a mission cannot be flown on a board that is shed below `board_min_v`: a gain above 0.5."""
     if flight.array_direct:
         raise UsageError(
             f"{board}: the mission's array feeds the bus directly: left of its point of maximum power it is a "
             "current source, which no supply that follows a program can play",
             hint="`conversion: mppt`; a hardware solar-array simulator plays the curve itself, but not in a flight",
         )
-    floor_v = max(envelope.voltage_min_v, flight.shed.shed_v if flight.shed else 0.0)
+    floor_v = max(board_min_v, flight.shed.shed_v if flight.shed else 0.0)
     gain = max(flight.eps.gain(flight.planned_w), flight.eps.gain(flight.planned_w, floor_v))
     if not gain <= GAIN_LIMIT:
         raise UsageError(
             f"{board}: the power loop's gain would be {gain:.2f}, more than {GAIN_LIMIT}",
             hint="lower the battery's resistance or raise its voltage; a soft source needs a hardware simulator",
         )
-    if period_s > flight.bounds.period_s:
-        raise UsageError(
-            f"{board}: the supply allows a loop of {period_s:.3f} s, the mission needs {flight.bounds.period_s:.3f} s",
-            hint="use a faster supply, or fewer boards on it",
-        )
-    envelope.check(Setpoint(flight.eps.state.bus_voltage_v, flight.current_limit_a))
 
 
 class FlightPower:
-    """One board's flight as its power loop sees it: the model, how far it has come, and the flight's ledger."""
+    """One board's flight as its power loops see it: the model, how far it has come, and the flight's ledger.
+
+    `board_min_v`: the bus voltage below which the board is shed, whatever the mission says.
+    """
 
     def __init__(
-        self, board: str, flight: Flight, *, tell: OnEvent, clock: Callable[[], float], meter: str = ""
+        self, flight: Flight, board_min_v: float, *, tell: OnEvent, clock: Callable[[], float], meter: str = ""
     ) -> None:
         self.flight = flight
+        self.board_min_v = board_min_v
         self.ledger = PowerLedger(meter=meter)
         self.gain = 0.0
         self.held = False  # the model advances by a skip: nothing else may step it
-        self._board = board
+        self._draws: dict[str, _Draw] = {}
         self._tell = tell
         self._clock = clock
         self._mission_s = flight.clock.mission_s(clock())  # how far the model has come
@@ -63,13 +62,24 @@ class FlightPower:
         return self.flight.eps.state
 
     # ------------------------------------------------------------------------------------------------- the model
-    def feed(self, board_w: float, now_s: float) -> EpsStateLike:
-        """Let the battery feed the board with `board_w` up to the monotonic time `now_s`."""
+    def feed(self, channel: str, board_w: float, now_s: float, efficiency: float = 1.0) -> EpsStateLike:
+        """Let the battery feed the board up to the monotonic time `now_s`: `channel` with `board_w`, others as before.
+
+        `efficiency` is of the modelled converter between bus and channel.
+        """
+        self._draws[channel] = _Draw(board_w, board_w / efficiency)
         flight, mission_s = self.flight, self.flight.clock.mission_s(now_s)
         dt_s = max(0.0, mission_s - self._mission_s)
         self._mission_s += dt_s
-        self.ledger.fed_j += board_w * dt_s
-        return flight.eps.step(dt_s, board_w, max(0.0, flight.array_w(mission_s)))
+        fed_w = sum(draw.board_w for draw in self._draws.values())
+        self.ledger.fed_j += fed_w * dt_s
+        self.ledger.converter_j += (self.bus_w - fed_w) * dt_s
+        return flight.eps.step(dt_s, self.bus_w, max(0.0, flight.array_w(mission_s)))
+
+    @property
+    def bus_w(self) -> float:
+        """What the board draws from the bus now, over all its channels and their modelled converters."""
+        return sum(draw.bus_w for draw in self._draws.values())
 
     @contextlib.asynccontextmanager
     async def advanced(self, until_s: float, assumed_board_w: float, step_s: float) -> AsyncIterator[None]:
@@ -84,7 +94,9 @@ class FlightPower:
             raise UsageError(f"cannot advance the model by {dt_s!r} s in steps of {step_s!r} s")
         self.held = True
         try:
-            lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_board_w, step_s)
+            board_w = sum(draw.board_w for draw in self._draws.values())
+            assumed_bus_w = assumed_board_w * (self.bus_w / board_w if board_w > 0 else 1.0)
+            lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_bus_w, step_s)
             self.ledger.assumed_j += assumed_board_w * dt_s
             self._mission_s = until_s
             self._low_since_s = None
@@ -131,15 +143,15 @@ class FlightPower:
         )
 
     # ------------------------------------------------------------------------------------------ shed and restore
-    def shed_cause(self, board_min_v: float) -> str:
+    def shed_cause(self, who: str) -> str:
         """Why the load is to be cut off now, or an empty text."""
         state, rule = self.state, self.flight.shed
         if self.gain > GAIN_LIMIT:
-            self.invalidate("gain", "the power loop's gain is {:.2f}", self.gain, GAIN_LIMIT)
+            self.invalidate(who, "gain", "the power loop's gain is {:.2f}", self.gain, GAIN_LIMIT)
             return "loop gain"
         if state.collapsed:
             return "bus collapse"
-        if state.bus_voltage_v < board_min_v:
+        if state.bus_voltage_v < self.board_min_v:
             return "bus below the board's minimum"
         if rule is None or state.watched_v >= rule.shed_v:
             self._low_since_s = None
@@ -160,30 +172,38 @@ class FlightPower:
         return state.soc >= rule.restore_soc and state.watched_v >= rule.restore_v and rested_s >= rule.dwell_s
 
     # ----------------------------------------------------------------------------------- what makes it worthless
-    def judge_timing(self, lateness_s: float, period_s: float) -> None:
-        """A tick's set point was so late, and the supply allows this period."""
+    def judge_timing(self, who: str, lateness_s: float, period_s: float) -> None:
+        """A tick's set point was so late, and the supply allows this period. `who`: the channel's loop."""
         bounds = self.flight.bounds
         if lateness_s > bounds.lateness_s:
-            self.invalidate("late", "a set point was {:.2f} s late", lateness_s, bounds.lateness_s)
+            self.invalidate(who, "late", "a set point was {:.2f} s late", lateness_s, bounds.lateness_s)
         if period_s > bounds.period_s:
-            self.invalidate("slow", "the supply allows a loop of {:.2f} s only", period_s, bounds.period_s)
+            self.invalidate(who, "slow", "the supply allows a loop of {:.2f} s only", period_s, bounds.period_s)
 
-    def judge_gap(self, gap_s: float) -> bool:
+    def judge_gap(self, who: str, gap_s: float) -> bool:
         """Samples of an output that is on are `gap_s` apart, or have been missing for so long; whether too far."""
         too_far = gap_s > self.flight.bounds.gap_s
         if too_far:
-            self.invalidate("stale", "no measurement for {:.2f} s", gap_s, self.flight.bounds.gap_s)
+            self.invalidate(who, "stale", "no measurement for {:.2f} s", gap_s, self.flight.bounds.gap_s)
         return too_far
 
-    def invalidate(self, what: str, cause: str, measured: float, limit: float) -> None:
+    def invalidate(self, who: str, what: str, cause: str, measured: float, limit: float) -> None:
         """The flight's record no longer shows the mission; each kind is told once a flight."""
-        self.declare(what, f"{cause.format(measured)}, more than {limit:g}", measured=measured, limit=limit)
+        self.declare(who, what, f"{cause.format(measured)}, more than {limit:g}", measured=measured, limit=limit)
 
-    def declare(self, what: str, cause: str, **data: float) -> None:
+    def declare(self, who: str, what: str, cause: str, **data: float) -> None:
         """As `invalidate`, for what has no limit."""
         if what not in self._invalid:
             self._invalid.add(what)
-            self._tell("run_invalid", {"what": what, "cause": f"{self._board}: {cause}", **data})
+            self._tell("run_invalid", {"what": what, "cause": f"{who}: {cause}", **data})
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """What one channel draws: at its terminals, and from the bus. Watts."""
+
+    board_w: float
+    bus_w: float
 
 
 def _advance(flight: Flight, before_s: float, dt_s: float, assumed_board_w: float, step_s: float) -> float:

@@ -1,9 +1,13 @@
-"""The power loop of one board: meter it, feed the battery model, let the bus follow, shed and restore the load.
+"""The power loop of one channel: meter it, feed the battery model, let the bus follow, shed and restore the load.
 
 One task owns the channel. Each tick measures, integrates energy from the raw samples, and without a flight does no
 more than that and beat. With a flight the filtered current drives the power system's model over the mission time that
 passed, and the model's bus voltage becomes the supply's set point. Voltage steps are limited by the board's slew. The
 load is shed by a real power cut.
+
+A board that hangs on several channels has a loop for each. In a flight all of them feed one model; the first one that
+the satellite's bus feeds leads: it sheds and restores the board's channels in their order. Others that the bus feeds
+follow its voltage too, the rest stay at their set point.
 
 Whatever goes wrong ends in the safe state: output off, verified, told as an event, and the error goes to the owner.
 """
@@ -15,9 +19,9 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hil.bench import safety
@@ -43,8 +47,25 @@ class _Command:
     dip: tuple[float, float] = (0.0, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """A board's channels besides the one that leads its flight: (seconds to wait, loop) in the order of switching on.
+
+    Whoever switches the board holds `turn`. `delay_s` is waited before the leading channel goes on.
+    """
+
+    before: tuple[tuple[float, PowerLoop], ...] = ()
+    after: tuple[tuple[float, PowerLoop], ...] = ()
+    delay_s: float = 0.0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class PowerLoop:
-    """Owns one channel for one board. `run` is its task; everybody else calls `request_on`, `request_off`, `attach`."""
+    """Owns one channel for one board. `run` is its task; everybody else calls `request_on`, `request_off`, `attach`.
+
+    `main`: the satellite's bus feeds the channel, so that a flight moves its voltage; the others hang on a modelled
+    converter of `converter_efficiency`.
+    """
 
     def __init__(
         self,
@@ -64,6 +85,8 @@ class PowerLoop:
         tuning: Tuning | None = None,
         pacing: Pacing | None = None,
         meter: CrossCheck | None = None,
+        main: bool = True,
+        converter_efficiency: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
@@ -87,6 +110,9 @@ class PowerLoop:
         self._clock = clock
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
         self._flown: FlightPower | None = None
+        self._others: Others | None = None  # of the loop that leads a flight
+        self._main = main
+        self._efficiency = 1.0 if main else converter_efficiency
         self._set = nominal
         self._set_lost = False
         self._latch_up: tuple[LatchUpWatch, asyncio.Future[LatchUp]] | None = None
@@ -145,16 +171,39 @@ class PowerLoop:
         """What the channel was last set to."""
         return self._set
 
-    def attach(self, flight: Flight) -> None:
-        """Close the loop. UsageError when the mission cannot be flown so: gain above 0.5, loop too slow, limits."""
-        check_flight(self.board, flight, self._envelope, self.period_s)
-        meter = "" if self._meter is None else self._meter.name
-        self._flown = FlightPower(self.board, flight, tell=self._pass_on, clock=self._clock, meter=meter)
-        self.ledger = self._flown.ledger
+    def attach(self, flight: Flight, others: Others | None = None) -> None:
+        """Close the loop, with `others` of the same board. UsageError when the mission cannot be flown so.
+
+        That is a gain above 0.5, a loop that is too slow; SafetyError a bus outside the limits.
+        """
+        others = others or Others()
+        loops = (self, *(loop for _, loop in (*others.before, *others.after)))
+        board_min_v = max(loop._envelope.voltage_min_v for loop in loops if loop._main)
+        check_flight(self.board, flight, board_min_v)
+        for loop in loops:
+            loop._check_flight(flight)
+        meter = next((loop._meter.name for loop in loops if loop._meter is not None), "")
+        flown = FlightPower(flight, board_min_v, tell=self._pass_on, clock=self._clock, meter=meter)
+        self._others = others
+        for loop in loops:
+            loop._flown, loop.ledger = flown, flown.ledger
+
+    def _check_flight(self, flight: Flight) -> None:
+        if self.period_s > flight.bounds.period_s:
+            raise UsageError(
+                f"{self.board}: the supply allows a loop of {self.period_s:.3f} s, the mission needs "
+                f"{flight.bounds.period_s:.3f} s",
+                hint="use a faster supply, or fewer boards on it",
+            )
+        if self._main:
+            self._envelope.check(Setpoint(flight.eps.state.bus_voltage_v, self._nominal.current_limit_a))
 
     def detach(self) -> None:
         """Open the loop: the set point stays where it is, metering goes on. A shed load stays off."""
-        self._flown = None
+        if self._others is not None:
+            for _, loop in (*self._others.before, *self._others.after):
+                loop.detach()
+        self._flown = self._others = None
         if self.state == "shed":
             self.state = "off"
 
@@ -258,12 +307,12 @@ class PowerLoop:
             self._tell("overrun", lateness_s=lateness_s, period_s=self.period_s)
         self.ledger.latest_s = max(self.ledger.latest_s, lateness_s)
         if self._flown is not None:
-            self._flown.judge_timing(lateness_s, self.period_s)
+            self._flown.judge_timing(self.board, lateness_s, self.period_s)
 
     def _judge_gap(self, gap_s: float) -> bool:
         """As `FlightPower.judge_gap`; counted without a flight too."""
         self.ledger.longest_gap_s = max(self.ledger.longest_gap_s, gap_s)
-        return self._flown is not None and self._flown.judge_gap(gap_s)
+        return self._flown is not None and self._flown.judge_gap(self.board, gap_s)
 
     async def _cross_check(self, meter: CrossCheck) -> None:
         """Hold the second meter against the supply while the output is on. Never stops the loop."""
@@ -293,7 +342,7 @@ class PowerLoop:
                 apart = True
                 self._tell("meters_disagree", meter=meter.name, cause=cause)
             if self._flown is not None:
-                self._flown.declare("meters", cause, supply_w=found.supply_w, board_w=found.board_w)
+                self._flown.declare(self.board, "meters", cause, supply_w=found.supply_w, board_w=found.board_w)
 
     async def _measure(self) -> Reading | None:
         """A reading, or None when the supply did not answer this time; SafetyError when that lasts while it is on."""
@@ -383,22 +432,23 @@ class PowerLoop:
     # -------------------------------------------------------------------------------------------- with a flight
     async def _fly(self, flown: FlightPower, reading: Reading, due_s: float) -> None:
         board_w = max(0.0, self._filtered_a * reading.voltage_v) if self._energized else 0.0
-        state = flown.feed(board_w, self._clock())
-        flown.gain = flown.flight.eps.gain(board_w)
-        if self.state == "shed":
-            await self._maybe_restore(flown)
-        elif self.state == "on":
-            cause = flown.shed_cause(self._envelope.voltage_min_v)
-            if cause:
-                await self._shed(flown, cause)
-            else:
-                await self._follow(Setpoint(state.bus_voltage_v, flown.flight.current_limit_a), due_s)
+        state = flown.feed(self.board, board_w, self._clock(), self._efficiency)
+        if self._others is not None:
+            flown.gain = flown.flight.eps.gain(flown.bus_w)
+            if self.state == "shed":
+                await self._maybe_restore(flown, self._others)
+            elif self.state == "on" and (cause := flown.shed_cause(self.board)):
+                await self._shed(flown, self._others, cause)
+                return
+        # Below the board's minimum the loop that leads sheds it, within a tick of its own.
+        if self._main and self.state == "on" and state.bus_voltage_v >= flown.board_min_v:
+            await self._follow(Setpoint(state.bus_voltage_v, self._nominal.current_limit_a), due_s)
 
     def _feed_switching(self, *spans: tuple[float, float]) -> None:
         """Tell the model what was drawn between two ticks: (until when, watts) after each other."""
         if self._flown is not None and not self._flown.held:
             for until_s, watts in spans:
-                self._flown.feed(watts, until_s)
+                self._flown.feed(self.board, watts, until_s, self._efficiency)
 
     async def _follow(self, wanted: Setpoint, due_s: float) -> None:
         """Bring the channel to the bus's voltage, as fast as the board's slew allows."""
@@ -428,9 +478,17 @@ class PowerLoop:
         else:
             self.ledger.writes_skipped += 1
 
-    async def _shed(self, flown: FlightPower, cause: str) -> None:
-        state, rule = flown.state, flown.flight.shed
-        off = await self._cut("shed", f"load shed: {cause}")
+    async def _shed(self, flown: FlightPower, others: Others, cause: str) -> None:
+        """Every channel off, in reverse order; whatever fails ends this loop, and with it the board's others."""
+        state, rule, why = flown.state, flown.flight.shed, f"load shed: {cause}"
+        async with _turn(others.turn) as mine:
+            if not mine:
+                return  # somebody switches the board at this moment: judged again at the next tick
+            for _, loop in reversed(others.after):
+                await self._with_heart(loop._shed_beside(why))
+            off = await self._cut("shed", why)
+            for _, loop in reversed(others.before):
+                await self._with_heart(loop._shed_beside(why))
         flown.switched()
         self._tell(
             "load_shed",
@@ -444,19 +502,47 @@ class PowerLoop:
             verified_v=off.reading.voltage_v,
         )
 
-    async def _maybe_restore(self, flown: FlightPower) -> None:
+    async def _shed_beside(self, why: str) -> None:
+        """Off, if it is on, at the word of the loop that leads."""
+        if self.state == "on":
+            await self.request_off(why)
+
+    async def _maybe_restore(self, flown: FlightPower, others: Others) -> None:
         if self._off_verified_s is None:
             return
         state, rested_s = flown.state, self._clock() - self._off_verified_s
         if not flown.may_restore(rested_s):
             return
         told = {"bus_voltage_v": state.bus_voltage_v, "soc": state.soc, "rested_s": rested_s}
-        self._tell("load_restoring", **told)
-        on = await self._power_on(Setpoint(state.bus_voltage_v, flown.flight.current_limit_a))
+        async with _turn(others.turn) as mine:
+            if not mine:
+                return
+            self._tell("load_restoring", **told)
+            for delay_s, loop in others.before:
+                await self._nap(delay_s)
+                await self._with_heart(loop.request_on())
+            await self._nap(others.delay_s)
+            on = await self._power_on(Setpoint(state.bus_voltage_v, self._nominal.current_limit_a))
+            for delay_s, loop in others.after:
+                await self._nap(delay_s)
+                await self._with_heart(loop.request_on())
         self._tell("load_restored", **told, on_mono=on.on_s, peak_a=on.peak_a)
+
+    async def _with_heart(self, request: Coroutine[Any, Any, object]) -> None:
+        """Wait for another channel's loop. A heart of its own beats for what it does, so this one's may go on."""
+        task = asyncio.ensure_future(request)
+        try:
+            while not task.done():
+                self._live()
+                await asyncio.wait((task,), timeout=self._tuning.pulse_s)
+        finally:
+            task.cancel()
+        task.result()
 
     # ------------------------------------------------------------------------------------------------- switching
     async def _obey(self, command: _Command) -> None:
+        if command.done.cancelled() and command.kind != "off":
+            return  # whoever asked is gone
         try:
             result: PoweredOn | PoweredOff | BrownOut
             if command.kind == "off":
@@ -490,7 +576,8 @@ class PowerLoop:
                 hint="wait until the battery restores it, or end the flight",
             )
         if self._flown is not None:
-            setpoint = Setpoint(self._flown.state.bus_voltage_v, self._flown.flight.current_limit_a)
+            bus = Setpoint(self._flown.state.bus_voltage_v, self._nominal.current_limit_a)
+            setpoint = bus if self._main else self._nominal
         on = await self._power_on(setpoint or self._nominal)
         self._tell(
             "board_on",
@@ -564,7 +651,7 @@ class PowerLoop:
         started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)
         self._feed_switching((on.on_s, 0.0), (on.settled_s, started_w))
         self._forget(on.reading)
-        if self._flown is not None:
+        if self._flown is not None and self._others is not None:
             self._flown.switched()
         return on
 
@@ -597,7 +684,7 @@ class PowerLoop:
         )
         if self._previous is not None:  # from the last sample to the cut the board drew what it drew
             self._add_energy(self._previous.power_w * max(0.0, off.off_s - self._previous.time_s))
-            self._feed_switching((off.off_s, self._previous.power_w))
+            self._feed_switching((off.off_s, self._previous.power_w), (off.verified_s, 0.0))
         self.state, self._energized = state, False
         self._off_verified_s = off.verified_s
         self._forget(off.reading)
@@ -683,7 +770,7 @@ class PowerLoop:
         self._filtered_a = reading.current_a if reading else 0.0
         self._fresh_s = self._clock()
         self._breach_since_s = None
-        if self._flown is not None:
+        if self._flown is not None and self._others is not None:
             self._flown.gain = 0.0
 
     def _tell(self, kind: str, **data: Any) -> None:
@@ -709,3 +796,18 @@ class PowerLoop:
         )
         self.last = sample
         self._on_sample(sample)
+
+
+@contextlib.asynccontextmanager
+async def _turn(lock: asyncio.Lock) -> AsyncIterator[bool]:
+    """Hold `lock` if it is free now. Waiting for it would be a deadlock: who has it may be waiting for this loop."""
+    try:
+        async with asyncio.timeout(0):
+            await lock.acquire()
+    except TimeoutError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -97,7 +97,8 @@ class Bounds:
 class Flight:
     """What closes the loop. `array_w` and `sunlit` are functions of mission seconds.
 
-    `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight.
+    `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight. The board
+    may be fed over several channels: the bus feeds some, the others are modelled behind a converter.
     `array_direct`: the array feeds the bus without a tracker between them.
     """
 
@@ -105,7 +106,6 @@ class Flight:
     clock: ClockLike
     array_w: Callable[[float], float]
     sunlit: Callable[[float], float]
-    current_limit_a: float
     planned_w: float
     shed: ShedLike | None = None
     array_direct: bool = False
@@ -118,15 +118,17 @@ class PowerLedger:
 
     `metered_j` is wall energy, `gap_j` the part of it that lies between samples further apart than the bound: drawn
     straight between them, not measured. `metered_mission_j` and `fed_j` are mission energy, as measured and as fed to
-    the model through the filter; `assumed_j` is what skips fed without a measurement. `writes` are set points that
-    were sent, `writes_skipped` those below the supply's resolution. `compared` readings of the second meter, if there
-    is one, were held against the supply's.
+    the model through the filter; `converter_j` is what the modelled converters of channels that the bus does not feed
+    took besides; `assumed_j` is what skips fed without a measurement. `writes` are set points that were sent,
+    `writes_skipped` those below the supply's resolution. `compared` readings of the second meter, if there is one, were
+    held against the supply's. All channels of the board count into one ledger.
     """
 
     metered_j: float = 0.0
     gap_j: float = 0.0
     metered_mission_j: float = 0.0
     fed_j: float = 0.0
+    converter_j: float = 0.0
     assumed_j: float = 0.0
     samples: int = 0
     lost_samples: int = 0

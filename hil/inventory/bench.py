@@ -62,13 +62,37 @@ class SupplyWire(Strict):
 
 
 class PowerWire(Strict):
-    """One supply channel that feeds a board; several are switched in order, off in reverse order."""
+    """One supply channel that feeds a board; several are switched in order, off in reverse order.
+
+    In a flight the channels that the satellite's bus feeds follow its voltage. The others stay at their nominal one and
+    hang, in the model, on a converter between bus and channel.
+    """
 
     supply: Name
     channel: int = Field(ge=1)
     on_delay_s: float = Field(default=0.0, ge=0)
     rail: Name | None = Field(default=None, description="which of the board type's `rails`; its `supply` without")
     outlet: Outlet | None = Field(default=None, description="a relay in this channel's line, instead of the supply's")
+    follows_bus: bool | None = Field(
+        default=None, description="whether the satellite's bus feeds it; unless told, the main input only and no `rail`"
+    )
+    converter_efficiency: float = Field(
+        default=1.0, gt=0, le=1, description="modelled in a flight: of the converter before a channel off the bus"
+    )
+
+    @property
+    def on_bus(self) -> bool:
+        """Whether a flight moves the channel's voltage."""
+        return self.rail is None if self.follows_bus is None else self.follows_bus
+
+    @model_validator(mode="after")
+    def _converted(self) -> PowerWire:
+        if self.on_bus and self.converter_efficiency != 1.0:
+            raise ValueError(
+                "no converter stands before a channel that follows the bus: give `follows_bus: false` or no "
+                "`converter_efficiency`"
+            )
+        return self
 
 
 class ConsoleWire(Strict):
@@ -335,6 +359,11 @@ def load_bench(path: Path) -> Bench:
             if wire.rail is not None:
                 known = list(types[board.type].rails)
                 _known(path, lines, (*where, "power", index), "rail", wire.rail, known)
+        if not any(wire.on_bus for wire in board.power):
+            raise UsageError(
+                f"{path}:{lines[(*where, 'power')]}: none of board {board_name}'s channels follows the satellite's bus",
+                hint="the main input does, a channel without `rail:`; or say `follows_bus: true` at one",
+            )
         if board.meter is not None:
             _meter(path, lines, file, (*where, "meter"), board)
         if board.payload is not None:
@@ -350,6 +379,11 @@ def _meter(path: Path, lines: dict[Location, int], file: BenchFile, where: Locat
         return
     if meter.rail is not None and board.mgmt is None:
         raise UsageError(f"{path}:{lines[where]}: the meter's rail is read over `mgmt`, which this board has not")
+    if sum(wire.rail is None for wire in board.power) > 1:
+        raise UsageError(
+            f"{path}:{lines[where]}: a meter is held against the channel of the board's main input, and this one has "
+            "several"
+        )
     if meter.supply is not None:
         _known(path, lines, where, "supply", meter.supply, list(file.supplies))
     for name, other in file.boards.items():
@@ -364,8 +398,9 @@ def _one_board_a_channel(path: Path, lines: dict[Location, int], file: BenchFile
     owners: dict[tuple[str, int], str] = {}
     for board_name, board in file.boards.items():
         for index, wire in enumerate(board.power):
-            other = owners.setdefault((wire.supply, wire.channel), board_name)
-            if other != board_name:
+            other = owners.get((wire.supply, wire.channel))
+            owners[wire.supply, wire.channel] = board_name
+            if other is not None:
                 raise UsageError(
                     f"{path}:{lines[('boards', board_name, 'power', index)]}: channel {wire.channel} of supply "
                     f"{wire.supply} already feeds board {other}"

@@ -155,7 +155,7 @@ class Found:
 def flight(number: int) -> Flight:
     eps = EpsModel(EpsConfig(capacity_ah=60.0, initial_soc=0.95, resistance_ohm=0.1, cells_series=4))
     clock = MissionClock(wall_mono_s=time.monotonic(), rate=RATE)
-    return Flight(eps, clock, lambda t: 0.0, lambda t: 0.0, current_limit_a=2.0, planned_w=10.0)
+    return Flight(eps, clock, lambda t: 0.0, lambda t: 0.0, planned_w=10.0)
 
 
 async def loops(ports: list[int], server: int, seconds: float, folder: Path, *, memory_only: bool) -> bool:

@@ -149,7 +149,7 @@ def battery(soc: float = 0.8, resistance_ohm: float = 0.1, capacity_ah: float = 
 
 def flight(eps: EpsModel, rate: float = 1.0, array_w: float = 0.0, **changes: Any) -> Flight:
     clock = MissionClock(wall_mono_s=time.monotonic(), rate=rate)
-    made = Flight(eps, clock, lambda t: array_w, lambda t: 0.0, current_limit_a=2.0, planned_w=15.0)
+    made = Flight(eps, clock, lambda t: array_w, lambda t: 0.0, planned_w=15.0)
     return replace(made, **changes)
 
 
