@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import select
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -411,8 +412,19 @@ def host_boot_id() -> str:
 
 
 def process_started(pid: int) -> int | None:
-    """Kernel start time of a living process (clock ticks since boot); None when it is dead or a zombie."""
+    """Kernel start time of a living process (clock ticks since boot); None when it is dead or a zombie.
+
+    Its pidfd says which: `/proc` calls a process a zombie as soon as its first thread has ended, when the others may
+    still hold its locks and sockets.
+    """
     try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        ended = bool(poll.poll(0))
         handle = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         try:
             stat = os.read(handle, 4096)
@@ -420,9 +432,10 @@ def process_started(pid: int) -> int | None:
             os.close(handle)
     except OSError:
         return None
+    finally:
+        os.close(pidfd)
     # The command name may hold spaces and brackets: count the fields after its last bracket.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in b"ZX" else int(fields[19])
+    return None if ended else int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
 def watch_process(pid: int, started: int | None) -> int | None:

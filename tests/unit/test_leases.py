@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +252,27 @@ class OneHolderABoard(RuleBasedStateMachine):
 
 TestOneHolderABoard = OneHolderABoard.TestCase
 TestOneHolderABoard.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_a_process_lives_until_its_last_thread_has_ended() -> None:
+    """Its locks are held until then: who gave the board to the next one earlier would have two holders."""
+    program = (
+        "import ctypes, platform, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)\n"  # exit of this thread alone
+    )
+    child = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        stat = Path(f"/proc/{child.pid}/stat")
+        until = time.monotonic() + 20
+        while ") Z " not in stat.read_text():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert process_started(child.pid) is not None
+    finally:
+        child.kill()
+    watch = os.pidfd_open(child.pid)
+    select.select([watch], [], [], 10)
+    os.close(watch)
+    assert process_started(child.pid) is None
+    child.wait()
