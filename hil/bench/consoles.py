@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench.console_reader import PortReader, Watched
+from hil.bench.pumps import until_one_ends
 from hil.bench.sockets import bind_unix, describe_error
 from hil.drivers.serial_port import LineSettings, check_settings, open_port, parse_port
 from hil.errors import BenchError, HilError, UsageError
@@ -282,17 +283,8 @@ class Console:
     ) -> None:
         offset = self.ring.end if since is None else self.ring.since(since, 0)[0]
         writer.write(json.dumps({"offset": offset}).encode() + b"\n")
-        pumps = [
-            asyncio.ensure_future(self._pump_out(writer, offset)),
-            asyncio.ensure_future(self._pump_in(reader, token, authorize)),
-        ]
-        try:
-            # Whichever ends first ends the stream: the client left, fell behind, or lost its lease while writing.
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+        # Whichever ends first ends the stream: the client left, fell behind, or lost its lease while writing.
+        await until_one_ends(self._pump_out(writer, offset), self._pump_in(reader, token, authorize))
 
     async def _pump_out(self, writer: asyncio.StreamWriter, offset: int) -> None:
         while True:

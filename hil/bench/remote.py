@@ -7,7 +7,6 @@ console) from HTTP on the one port. Whoever may enter the bench's state director
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import hashlib
 import hmac
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench.journal import utc_text
+from hil.bench.pumps import pump, until_one_ends
 from hil.bench.request_limits import Asgi, Scope, refuse
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
@@ -30,7 +30,6 @@ log = logging.getLogger("hil.remote")
 STREAM_PROTOCOL = "hil-stream/1"
 HANDSHAKE_S = 10.0
 HANDSHAKE_BYTES = 4096
-CHUNK_BYTES = 1 << 16
 CERTIFICATE_DAYS = 3650
 # What names files of the bench's host, or ends its daemon.
 LOCAL_ONLY = frozenset({("POST", "/v1/stop"), ("POST", "/v1/flights")})
@@ -222,14 +221,7 @@ class RemoteServer:
         except (OSError, TimeoutError, ValueError) as error:
             log.info("a stream did not come about: %s", error)
         else:
-            pumps = {
-                asyncio.ensure_future(_pump(reader, inner_writer)),
-                asyncio.ensure_future(_pump(inner_reader, writer)),
-            }
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            await until_one_ends(pump(reader, inner_writer), pump(inner_reader, writer))
             inner_writer.close()
         finally:
             writer.close()
@@ -239,13 +231,6 @@ class RemoteServer:
         if not isinstance(asked, dict) or self._users.whose(str(asked.get("user_token"))) is None:
             raise _UNKNOWN
         return self._sockets(str(asked.get("stream")), str(asked.get("board")))
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
 
 
 def _write_private(path: Path, data: bytes) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,10 @@ from hil.inventory.bench import Bench, PayloadWire, SshWire
 
 if TYPE_CHECKING:
     from hil.client.shell import AnyShell
-    from hil.drivers.ssh import Attempt
+    from hil.drivers.ssh import Attempt, Login
+    from hil.drivers.ssh.connection import Opener
+
+DIAL_S = 20.0
 
 plane_option = click.option(
     "--plane", type=click.Choice(["mgmt", "payload"]), default="mgmt", show_default=True, help="payload: the link"
@@ -29,8 +34,9 @@ plane_option = click.option(
 @click.command()
 @bench_option
 @board_option
+@click.option("--pipe", is_flag=True, hidden=True, help="only pass bytes on, for OpenSSH's ProxyCommand")
 @click.argument("command", nargs=-1)
-def ssh(bench_file: str | None, board_name: str | None, command: tuple[str, ...]) -> None:
+def ssh(bench_file: str | None, board_name: str | None, pipe: bool, command: tuple[str, ...]) -> None:
     """OpenSSH to the board over its management port, with the pinned host key.
 
     Several words are one command with its arguments, as they are: `hil board ssh -- printf '%s' 'a b'`. One word is a
@@ -39,8 +45,15 @@ def ssh(bench_file: str | None, board_name: str | None, command: tuple[str, ...]
     from hil.client.shell import login, openssh
 
     bench = the_bench(bench_file)
-    _, wire = _wire(bench, board_name, "mgmt")
-    argv = openssh([login(hop) for hop in (*wire.jump, wire)])
+    name, wire = _wire(bench, board_name, "mgmt")
+    if pipe:
+        with _opener(bench, name, "mgmt") as opener:
+            if opener is None:
+                raise UsageError("only a bench on another host is reached through a pipe")
+            _pass_on(opener(DIAL_S))
+        return
+    hil = [sys.argv[0], "board", "ssh", "--pipe", "--bench", bench.url, "--board", name] if bench.url else []
+    argv = openssh([login(hop) for hop in (*wire.jump, wire)], hil)
     line = command[0] if len(command) == 1 else shlex.join(command)
     os.execvp("ssh", [*argv, line] if command else argv)  # noqa: S606
 
@@ -57,18 +70,31 @@ def trust(
 ) -> None:
     """First contact: show the host key of BOARD and of machines on the way, and pin what you confirm."""
     from hil.client.shell import login
-    from hil.drivers.ssh import host_key, pin, pinned
 
     bench = the_bench(bench_file)
     name, wire = _wire(bench, board_name, plane)
-    broker = wire.broker if isinstance(wire, PayloadWire) else None
-    hops = [login(hop) for hop in (*wire.jump, wire)]
+    with _opener(bench, name, plane) as opener:
+        broker = wire.broker if isinstance(wire, PayloadWire) and opener is None else None
+        _trust(name, [login(hop) for hop in (*wire.jump, wire)], broker, opener, fingerprint, yes, replace)
+
+
+def _trust(
+    name: str,
+    hops: Sequence[Login],
+    broker: Path | None,
+    opener: Opener | None,
+    fingerprint: str | None,
+    yes: bool,
+    replace: bool,
+) -> None:
+    from hil.drivers.ssh import host_key, pin, pinned
+
     for index, hop in enumerate(hops):
         last = index == len(hops) - 1
         known = pinned(hop.known_hosts, hop.host, hop.port)
         if known and not last:
             continue  # it was trusted before, and is what the next key is seen through
-        key = host_key(hop, hops[:index], broker=broker)
+        key = host_key(hop, hops[:index], broker=broker, opener=opener)
         what = f"board {name}" if last else "jump host"
         click.echo(f"{what} {hop.host} port {hop.port}: {key.kind} {key.fingerprint}")
         if known != (key,):
@@ -150,6 +176,35 @@ def _shell(bench_file: str | None, board_name: str | None, plane: str) -> Iterat
             return
         with held.payload_shell() as shell:
             yield shell
+
+
+@contextlib.contextmanager
+def _opener(bench: Bench, board: str, plane: str) -> Iterator[Opener | None]:
+    """What gives sockets to a board whose bench is on another host, under the lease that this user holds there."""
+    from hil.cli.lease import held_lease
+    from hil.client import attach
+
+    if not bench.url:
+        yield None
+        return
+    with attach(bench) as client, held_lease(client, bench, board) as lease:
+        yield client.board(board, lease).opener(plane)
+
+
+def _pass_on(sock: socket.socket) -> None:
+    """Standard input into the socket and the socket into standard output, until one of them ends."""
+
+    def up() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(0, 1 << 16):
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=up, daemon=True).start()
+    with sock, contextlib.suppress(OSError):
+        while data := sock.recv(1 << 16):
+            while data:
+                data = data[os.write(1, data) :]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from hil.client.flight import Flight
 from hil.client.http import DaemonGone, Http
 from hil.client.shell import KeptShell
 from hil.client.shell import connect as connect_shell
+from hil.client.watch import Watches
 from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.model import LinkState, Reading
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hil.client.remote import StreamRelay
     from hil.client.shell import AnyShell
     from hil.drivers.ssh import Shell
+    from hil.drivers.ssh.connection import Opener
     from hil.inventory.bench import BenchBoard, ConsoleWire, SshWire
     from hil.inventory.board_type import BoardType
 
@@ -124,6 +126,7 @@ class Bench:
         self.inventory = bench
         self.http = http
         self._relays: dict[str, StreamRelay] = {}
+        self._watches = None if bench.url else Watches(bench.runtime_dir / "streams.sock")
 
     def status(self) -> dict[str, Any]:
         """The daemon's own account: boards, leases, flight, dead-man."""
@@ -230,8 +233,21 @@ class Bench:
             self._relays[board] = StreamRelay(Address.of(self.inventory.url), "console", board)
         return self._relays[board].path
 
+    def power_epoch(self, board: str, token: str, known: int | None) -> int:
+        """The board's power epoch. Raises BenchError when `token` may not drive it, or `known` is another epoch.
+
+        On this host it is asked once and then watched; over a network every time, because news could be late.
+        """
+        if self._watches is not None:
+            with contextlib.suppress(OSError, ValueError):  # HTTP says it better
+                return self._watches.power_epoch(board, token, known)
+        path = f"/v1/boards/{board}/check{'' if known is None else f'?power_epoch={known}'}"
+        return int(self.http.call("GET", path, token=token, timeout_s=CHECK_TIMEOUT_S)["power_epoch"])
+
     def close(self) -> None:
         self.http.close()
+        if self._watches is not None:
+            self._watches.close()
         for relay in self._relays.values():
             relay.close()
         self._relays.clear()
@@ -302,9 +318,19 @@ class Board:
     def payload_shell(self, timeout_s: float = 20.0) -> Shell:
         """A new connection through the emulated link; the caller closes it."""
         self.check()
-        wire = self._wire("payload", self.wires.payload)
-        broker = None if self.wires.payload is None else self.wires.payload.broker
-        return self._connect(wire, broker, timeout_s)
+        wire = self.wires.payload
+        return self._connect("payload", wire, timeout_s, None if wire is None else wire.broker)
+
+    def opener(self, plane: str) -> Opener | None:
+        """What gives sockets to the board's plane, or its first jump host, when the bench is on another host; else
+        None: they are dialled from here. The sockets end with the lease.
+        """
+        if not self.bench.inventory.url:
+            return None
+        from hil.client.remote import Address, ssh_stream
+
+        address = Address.of(self.bench.inventory.url)
+        return lambda timeout_s: ssh_stream(address, self.name, plane, self._driving(), timeout_s)
 
     def check(self) -> None:
         """Raises BenchError when the lease is over, or when the board lost power since this client knew it on, other
@@ -312,10 +338,7 @@ class Board:
         """
         token = self._driving()
         epochs = {} if self.lease is None else self.lease.power_epochs
-        known = epochs.get(self.name)
-        path = f"/v1/boards/{self.name}/check{'' if known is None else f'?power_epoch={known}'}"
-        answer = self.bench.http.call("GET", path, token=token, timeout_s=CHECK_TIMEOUT_S)
-        epochs.setdefault(self.name, answer["power_epoch"])
+        epochs.setdefault(self.name, self.bench.power_epoch(self.name, token, epochs.get(self.name)))
 
     def accept_power_cut(self) -> None:
         """Go on with the board after a power cut that was expected: a load shed in a flight, say."""
@@ -344,22 +367,21 @@ class Board:
     def _dial(self, timeout_s: float) -> AnyShell:
         """Over mgmt; without one, over a stream of its own of the console: others read on meanwhile."""
         if self.wires.mgmt is not None or self.wires.console is None:
-            return self._connect(self.wires.mgmt, None, timeout_s)
+            return self._connect("mgmt", self.wires.mgmt, timeout_s)
         from hil.client.console_shell import ConsoleShell
 
         return ConsoleShell.connect(self._open_console(self.wires.console), timeout_s, self.type.runtime_python)
 
-    def _connect(self, wire: SshWire | None, broker: Path | None, timeout_s: float) -> Shell:
+    def _connect(self, plane: str, wire: SshWire | None, timeout_s: float, broker: Path | None = None) -> Shell:
+        if wire is None:
+            raise UsageError(f"board {self.name} has no {plane} port", hint=f"add `{plane}:` to the bench file")
+        opener = self.opener(plane)
+        broker = broker if opener is None else None  # it is a socket of the bench's host
         try:
-            return connect_shell(self._wire("mgmt", wire), broker=broker, timeout_s=timeout_s, guard=self.check)
+            return connect_shell(wire, broker=broker, timeout_s=timeout_s, guard=self.check, opener=opener)
         except BoardError:
             self.check()  # a board without power does not answer, and is not to blame
             raise
-
-    def _wire(self, plane: str, wire: SshWire | None) -> SshWire:
-        if wire is None:
-            raise UsageError(f"board {self.name} has no {plane} port", hint=f"add `{plane}:` to the bench file")
-        return wire
 
     def _token(self) -> str | None:
         return None if self.lease is None else self.lease.token

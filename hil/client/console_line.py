@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hil.bench.sockets import error_from
+from hil.client.handshake import ask
 from hil.drivers.serial_port import Port
 from hil.errors import BenchError
 
@@ -62,8 +62,7 @@ class DaemonLine:
         try:
             sock.settimeout(CONNECT_S)
             sock.connect(os.fspath(self._path))
-            sock.sendall(json.dumps({"token": self._token(), "since": since}).encode() + b"\n")
-            answer, rest = _read_line(sock)
+            answer, rest = ask(sock, {"token": self._token(), "since": since})
         except (OSError, ValueError) as error:
             sock.close()
             raise BenchError(
@@ -188,17 +187,3 @@ class PortLine:
         if self._port is not None:
             self._port.close()
             self._port = None
-
-
-def _read_line(sock: socket.socket) -> tuple[dict[str, Any], bytes]:
-    data = b""
-    while b"\n" not in data:
-        more = sock.recv(4096)
-        if not more:
-            raise ConnectionError("the daemon closed it")
-        data += more
-    line, _, rest = data.partition(b"\n")
-    answer = json.loads(line)
-    if not isinstance(answer, dict):
-        raise ValueError("not a handshake")
-    return answer, rest

@@ -1,6 +1,7 @@
 """A bench on another host: `https://HOST:PORT#FINGERPRINT`.
 
-Its certificate is pinned by the fingerprint; the user's token comes from HIL_BENCH_TOKEN.
+Its certificate is pinned by the fingerprint; the user's token comes from HIL_BENCH_TOKEN. HIL_BENCH_KEY names the SSH
+key for its boards; without it, the bench file's path where such a file is here, or the SSH agent's keys.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from hil import paths
+from hil.bench.sockets import describe_error, error_from
+from hil.client.handshake import ask
+from hil.client.http import DaemonGone, Http
 from hil.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
     from hil import inventory
 
 TOKEN_VARIABLE = "HIL_BENCH_TOKEN"  # noqa: S105  (a variable's name)
+KEY_VARIABLE = "HIL_BENCH_KEY"  # a file's name
 STREAM_PROTOCOL = "hil-stream/1"
 CONNECT_S = 10.0
 CHUNK_BYTES = 1 << 16
@@ -106,7 +112,6 @@ class TlsConnection(http.client.HTTPConnection):
 
 def load_remote(url: str) -> inventory.Bench:
     """The bench behind `url` as its host describes it. Raises UsageError, or BenchError when it does not answer."""
-    from hil.client.http import Http
     from hil.inventory.bench import Bench, BenchFile
     from hil.inventory.board_type import BoardType
 
@@ -116,13 +121,65 @@ def load_remote(url: str) -> inventory.Bench:
         told = connection.get("/v1/bench", timeout_s=CONNECT_S)
     finally:
         connection.close()
+    identity = f"{told['id']}-{hashlib.sha256(str(address).encode()).hexdigest()[:8]}"
+    _log_in_from_here(told["file"], paths.state_dir(identity) / "known_hosts")
     return Bench(
         path=Path(told["path"]),
-        id=f"{told['id']}-{hashlib.sha256(str(address).encode()).hexdigest()[:8]}",
+        id=identity,
         file=BenchFile.model_validate(told["file"]),
         types={name: BoardType.model_validate(item) for name, item in told["types"].items()},
         url=url,
     )
+
+
+def _log_in_from_here(file: dict[str, Any], known_hosts: Path) -> None:
+    """Keys and pinned host keys are this host's: SSH is spoken from here to the board, the bench passes bytes on.
+
+    Two benches may give their boards the same private addresses, so each has its own `known_hosts`.
+    """
+    given = os.environ.get(KEY_VARIABLE)
+    for board in file["boards"].values():
+        for wire in (board.get("mgmt"), board.get("payload")):
+            for hop in () if wire is None else (wire, *wire.get("jump", ())):
+                hop["known_hosts"] = str(known_hosts)
+                key = given or hop.get("key")
+                hop["key"] = key if given or (key and Path(key).exists()) else None
+
+
+def ssh_stream(address: Address, board: str, plane: str, token: str, timeout_s: float) -> socket.socket:
+    """A connected socket that leads, through the bench, to the SSH port of a board's plane or its first jump host.
+
+    It ends with the lease of `token`. Raises what the bench says against it, TimeoutError, or DaemonGone.
+    """
+    try:
+        far = address.connect(timeout_s, STREAM_PROTOCOL)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise DaemonGone(f"no bench daemon answers on {address}: {error}") from error
+    try:
+        far.settimeout(timeout_s)
+        far.sendall(json.dumps({"user_token": address.user_token, "stream": "ssh", "board": board}).encode() + b"\n")
+        answer, rest = ask(far, {"stream": "ssh", "board": board, "plane": plane, "token": token})
+        if "error" in answer:
+            raise error_from(answer, f"a stream to board {board}")
+    except TimeoutError:
+        far.close()
+        raise
+    except (OSError, ValueError) as error:
+        far.close()
+        raise BenchError(f"{address} ended the stream to board {board}: {error}") from error
+    except BaseException:
+        far.close()
+        raise
+    ours, theirs = socket.socketpair()
+
+    def relay() -> None:
+        with theirs, far, contextlib.suppress(OSError):
+            _shuttle(theirs, far, rest)
+
+    threading.Thread(target=relay, name=f"hil-ssh-{board}", daemon=True).start()
+    return ours
 
 
 class StreamRelay:
@@ -151,8 +208,6 @@ class StreamRelay:
                 threading.Thread(target=self._relay, args=(client,), name="hil-relay", daemon=True).start()
 
     def _relay(self, client: socket.socket) -> None:
-        from hil.bench.sockets import describe_error
-
         with client:
             try:
                 far = self._address.connect(CONNECT_S, STREAM_PROTOCOL)
@@ -176,31 +231,42 @@ def _farewell(client: socket.socket, data: bytes) -> None:
             pass
 
 
-def _shuttle(client: socket.socket, far: ssl.SSLSocket) -> None:
-    """Bytes both ways until one side ends. On one thread: two must not use one TLS connection."""
+def _shuttle(client: socket.socket, far: ssl.SSLSocket, down: bytes = b"") -> None:
+    """Bytes both ways until one side ends; `down` waits for the client already.
+
+    On one thread, because two must not use one TLS connection; neither direction waits for the other.
+    """
+    client.setblocking(False)
     far.setblocking(False)
+    to_client, to_far = bytearray(down), bytearray()
     while True:
-        ready = select.select([client, far], [], [])[0]
-        if client in ready:
-            data = client.recv(CHUNK_BYTES)
-            if not data:
-                return
-            _send(far, data)
-        while True:  # more may be decrypted than the socket shows
-            try:
+        moved = False
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if len(to_client) < CHUNK_BYTES:  # more may be decrypted than the socket shows
                 data = far.recv(CHUNK_BYTES)
-            except ssl.SSLWantReadError:
-                break
-            if not data:
-                return
-            client.sendall(data)
-
-
-def _send(far: ssl.SSLSocket, data: bytes) -> None:
-    while data:
-        try:
-            data = data[far.send(data) :]
-        except ssl.SSLWantWriteError:
-            select.select([], [far], [])
-        except ssl.SSLWantReadError:
-            select.select([far], [], [])
+                if not data:
+                    break
+                to_client += data
+                moved = True
+        with contextlib.suppress(BlockingIOError):
+            if to_client:
+                del to_client[: client.send(to_client)]
+                moved = True
+        with contextlib.suppress(BlockingIOError):
+            if len(to_far) < CHUNK_BYTES:
+                data = client.recv(CHUNK_BYTES)
+                if not data:
+                    break
+                to_far += data
+                moved = True
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if to_far:
+                del to_far[: far.send(to_far)]
+                moved = True
+        if not moved:
+            reads = [far] * (len(to_client) < CHUNK_BYTES) + [client] * (len(to_far) < CHUNK_BYTES)
+            select.select(reads, [client] * bool(to_client) + [far] * bool(to_far), [])
+    client.settimeout(CONNECT_S)
+    client.sendall(to_client)
+    far.settimeout(CONNECT_S)
+    far.sendall(to_far)

@@ -14,6 +14,7 @@ from hil.errors import BoardError
 if TYPE_CHECKING:
     from hil.client.console_shell import ConsoleShell
     from hil.drivers.ssh import Login, Shell
+    from hil.drivers.ssh.connection import Opener
     from hil.inventory.bench import JumpHost, SshWire
 
     AnyShell: TypeAlias = Shell | ConsoleShell
@@ -34,7 +35,12 @@ def login(wire: SshWire | JumpHost) -> Login:
 
 
 def connect(
-    wire: SshWire, *, broker: Path | None = None, timeout_s: float = ATTEMPT_S, guard: Callable[[], None] | None = None
+    wire: SshWire,
+    *,
+    broker: Path | None = None,
+    timeout_s: float = ATTEMPT_S,
+    guard: Callable[[], None] | None = None,
+    opener: Opener | None = None,
 ) -> Shell:
     """A new connection over the wire and its jump hosts. Raises as `Shell.connect` does."""
     from hil.drivers.ssh import Shell
@@ -49,19 +55,25 @@ def connect(
         broker=broker,
         timeout_s=timeout_s,
         guard=guard,
+        opener=opener,
     )
 
 
-def openssh(hops: Sequence[Login]) -> list[str]:
-    """The command line of OpenSSH's `ssh` to the last of `hops` through the others, with the same keys and pins."""
+def openssh(hops: Sequence[Login], pipe: Sequence[str] = ()) -> list[str]:
+    """The command line of OpenSSH's `ssh` to the last of `hops` through the others, with the same keys and pins.
+
+    `pipe`: a command whose standard input and output lead to the first of them.
+    """
     *before, last = hops
     pins = ["-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={last.known_hosts}"]
     key = [] if last.key is None else ["-i", str(last.key), "-o", "IdentitiesOnly=yes"]
     argv = ["ssh", *key, "-p", str(last.port), *pins]
+    # What ssh would expand in the inner command line is doubled, but for the two words meant for it.
     if before:
-        # What ssh would expand in the inner command line is doubled, but for the two words meant for it.
-        inner = shlex.join(openssh(before)).replace("%", "%%")
+        inner = shlex.join(openssh(before, pipe)).replace("%", "%%")
         argv += ["-o", f"ProxyCommand={inner} -W %h:%p"]
+    elif pipe:
+        argv += ["-o", "ProxyCommand={}".format(shlex.join(pipe).replace("%", "%%"))]
     return [*argv, f"{last.user}@{last.host}"]
 
 

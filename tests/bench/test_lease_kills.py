@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_daemon import Lab, gone
+from test_daemon import Lab, gone, until
 
 from hil.errors import BenchError
 
@@ -128,16 +128,24 @@ def kill_daemon(lab: Lab) -> bool:
 
 
 def storm(lab: Lab, directory: Path, kills: int) -> dict[str, int]:
-    """Kill at random until `kills` have hit; returns what was counted."""
+    """Kill at random until `kills` have hit, some of them a holder; returns what was counted.
+
+    On a slow host it waits for leases to be granted, or it would kill before anything happens.
+    """
     chance = random.Random(SEED)
     holders: list[Holder] = []
     past: list[str] = []
     count = {"holders": 0, "holding": 0, "daemons": 0, "double": 0, "lost": 0, "granted": 0, "strange": 0}
     seeds = iter(range(1, 1 << 30))
+
+    def granted() -> int:
+        return sum(line.startswith("H") for said in (past, *(holder.said for holder in holders)) for line in said)
+
     try:
-        while count["holders"] + count["daemons"] < kills:
+        while (hits := count["holders"] + count["daemons"]) < kills or count["holding"] < kills / 20:
             while len(holders) < WORKERS:
                 holders.append(Holder(lab, directory, next(seeds)))
+            until(lambda hits=hits: granted() >= hits / 2, 60, "for leases to be granted")
             time.sleep(chance.uniform(0.0, 0.4))
             if chance.randrange(DAEMON_EVERY) == 0:
                 count["daemons"] += kill_daemon(lab)
@@ -188,14 +196,9 @@ def judged(lab: Lab, tmp_path: Path, kills: int) -> None:
     count = storm(lab, locks, kills)
     print(count)
     nobody_holds_anything(lab, locks)
-    with lab.attach() as daemon:
-        daemon.stop()
     assert (count["double"], count["lost"], count["strange"]) == (0, 0, 0)
-    assert count["granted"] >= kills / 2, "too little happened to say anything"
-    assert count["holding"] >= kills / 20
 
 
-@pytest.mark.soak
 def test_some_kills(lab: Lab, tmp_path: Path) -> None:
     judged(lab, tmp_path, 15)
 

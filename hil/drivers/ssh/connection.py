@@ -26,6 +26,8 @@ _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 # What the board may send before it must wait for us: 8 MiB fill 200 Mbit/s at a round trip of 300 ms.
 _WINDOW_BYTES = 8 << 20
 _PACKET_BYTES = 1 << 17
+# Gives a connected socket within so many seconds, to a machine that cannot be dialled from here.
+Opener = Callable[[float], socket.socket]
 _REJECTED = "check the board, then pin its key: hil board trust (writes {})"
 
 
@@ -99,7 +101,7 @@ def dial(
         with _limit(sock, timeout_s) as expired:
             if key is None and not os.environ.get("SSH_AUTH_SOCK"):
                 raise BenchError("no key file is given and no SSH agent runs", hint="`key:`, or ssh-agent and ssh-add")
-            if isinstance(sock, socket.socket):
+            if isinstance(sock, socket.socket) and sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.load_host_keys(str(known_hosts))
             client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -140,19 +142,25 @@ def dial(
 
 
 def reach(
-    login: Login, jump: Sequence[Login], *, broker: Path | None, timeout_s: float, sndbuf: int | None
+    login: Login,
+    jump: Sequence[Login],
+    *,
+    broker: Path | None,
+    timeout_s: float,
+    sndbuf: int | None,
+    opener: Opener | None = None,
 ) -> tuple[paramiko.SSHClient, socket.socket, list[paramiko.SSHClient]]:
     """A logged-in client, the real socket beneath it, and the clients of the jump hosts on the way, first one first.
 
-    The first hop is reached through `broker` where one is given. Raises as `dial` does; a jump host that fails is the
-    bench's fault (BenchError), the board behind it is not reached then.
+    The first hop is reached through `broker` where one is given, or by the `opener` that has a way there. Raises as
+    `dial` does; a jump host that fails is the bench's fault (BenchError), the board behind it is not reached then.
     """
     deadline = time.monotonic() + timeout_s
     hops = [*jump, login]
     clients: list[paramiko.SSHClient] = []
     with contextlib.ExitStack() as undo:
         try:
-            sock = _connect(hops[0], broker, timeout_s, sndbuf)
+            sock = _connect(hops[0], broker, timeout_s, sndbuf, opener)
             undo.callback(sock.close)
             wire: socket.socket | paramiko.Channel = sock
             for hop, following in zip(hops, [*hops[1:], None], strict=True):
@@ -195,8 +203,12 @@ def _through(client: paramiko.SSHClient, hop: Login, following: Login, timeout_s
         raise ShellLost(f"SSH to {following.name} through {hop.name}: {error or 'connection lost'}") from error
 
 
-def _connect(login: Login, broker: Path | None, timeout_s: float, sndbuf: int | None) -> socket.socket:
+def _connect(
+    login: Login, broker: Path | None, timeout_s: float, sndbuf: int | None, opener: Opener | None
+) -> socket.socket:
     try:
+        if opener is not None:
+            return opener(timeout_s)
         return payload_broker.connect(broker, login.host, login.port, timeout_s, sndbuf)
     except TimeoutError as error:
         raise ShellTimeout(f"SSH to {login.name}: no answer within {timeout_s:.1f} s") from error
@@ -246,7 +258,12 @@ def _silence(name: str) -> None:
 
 
 def host_key(
-    login: Login, jump: Sequence[Login] = (), *, broker: Path | None = None, timeout_s: float = 20.0
+    login: Login,
+    jump: Sequence[Login] = (),
+    *,
+    broker: Path | None = None,
+    timeout_s: float = 20.0,
+    opener: Opener | None = None,
 ) -> HostKey:
     """The key that the server at `login` shows now, without logging in there. Raises as `Shell.connect` does."""
     import paramiko
@@ -255,11 +272,13 @@ def host_key(
     close: list[Callable[[], None]] = []
     try:
         if jump:
-            client, sock, before = reach(jump[-1], jump[:-1], broker=broker, timeout_s=timeout_s, sndbuf=None)
+            client, sock, before = reach(
+                jump[-1], jump[:-1], broker=broker, timeout_s=timeout_s, sndbuf=None, opener=opener
+            )
             close += [hop.close for hop in (client, *reversed(before))]
             wire: socket.socket | paramiko.Channel = _through(client, jump[-1], login, timeout_s)
         else:
-            sock = _connect(login, broker, timeout_s, None)
+            sock = _connect(login, broker, timeout_s, None, opener)
             wire = sock
         close.append(sock.close)
         with _limit(wire, timeout_s) as expired:

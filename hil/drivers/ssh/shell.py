@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hil.drivers.ssh.connection import Login, ShellLost, ShellTimeout, reach
+from hil.drivers.ssh.connection import Login, Opener, ShellLost, ShellTimeout, reach
 from hil.drivers.ssh.watchdog import Watchdog
 from hil.drivers.ssh.worker import Worker
 from hil.errors import BoardError
@@ -76,16 +76,18 @@ class Shell:
         sndbuf: int | None = None,
         guard: Callable[[], None] | None = None,
         python: str | None = "python3",
+        opener: Opener | None = None,
     ) -> Shell:
         """Connect within `timeout_s`; through the payload `broker` and over `jump` hosts, in order, where given.
 
-        `key` None: the SSH agent's keys. `sndbuf`: bytes the kernel may hold before the wire takes them; keep it small
-        (256 KiB) for uploads, else a cut loses what was "sent" but never left. `python`: the board's interpreter for
-        the helper that makes many short commands quick (see `worker`); None sends none. Raises ShellTimeout or
-        ShellLost (board), BenchError (keys, pins, broker, jump hosts).
+        `opener` gives the socket to the first of these machines where it cannot be dialled from here. `key` None: the
+        SSH agent's keys. `sndbuf`: bytes the kernel may hold before the wire takes them; keep it small (256 KiB) for
+        uploads, else a cut loses what was "sent" but never left. `python`: the board's interpreter for the helper that
+        makes many short commands quick (see `worker`); None sends none. Raises ShellTimeout or ShellLost (board),
+        BenchError (keys, pins, broker, jump hosts).
         """
         login = Login(host, port, user, key, known_hosts)
-        client, sock, hops = reach(login, jump, broker=broker, timeout_s=timeout_s, sndbuf=sndbuf)
+        client, sock, hops = reach(login, jump, broker=broker, timeout_s=timeout_s, sndbuf=sndbuf, opener=opener)
         return cls(client, sock, f"{user}@{host}:{port}", guard, hops, python)
 
     def __enter__(self) -> Shell:
