@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from hil.bench.safety import Envelope
 from hil.drivers.codec import InstrumentError
@@ -29,10 +30,12 @@ Sample = Callable[[], Awaitable[Reading | None]]
 class BrownOut:
     """A dip of the bus. Seconds and volts.
 
-    `reached_s` lies between the writing of the low voltage and of the old one, and is never less than `command_s`, the
-    measured time of one exchange: the supply cannot have obeyed the second command before it had obeyed the first.
-    `lowest_v` is the lowest measurement, None when the dip was too short for one. `output_on` is false when the output
-    went off by itself. `lockout`: the dip went below the board's lock-out, so that its power counts as cut.
+    `by` says who timed it. `list`: the instrument's own list, and `reached_s` is its dwell as read back before it was
+    started. `writes`: we, and `reached_s` lies between the writing of the low voltage and of the old one; it is never
+    less than `command_s`, the measured time of one exchange: the supply cannot have obeyed the second command before it
+    had obeyed the first. `lowest_v` is the lowest measurement, None when the dip was too short for one. `output_on` is
+    false when the output went off by itself, `trips` are the protections that did it. `lockout`: the dip went below the
+    board's lock-out, so that its power counts as cut.
     """
 
     depth_v: float
@@ -43,6 +46,8 @@ class BrownOut:
     lowest_v: float | None
     output_on: bool
     lockout: bool
+    by: Literal["list", "writes"]
+    trips: tuple[str, ...]
 
 
 class DipFailed(BenchError):
@@ -85,12 +90,15 @@ async def brown_out(
     low_v = check_dip(envelope, present, depth_v, duration_s)
     lowest: float | None = None
     output_on = True
+    by: Literal["list", "writes"] = "writes"
     try:
         began = clock()
         await supply.setpoint(channel)  # two questions: what an exchange takes here and now
         command_s = (clock() - began) / 2
         if duration_s <= ONE_TURN_S:
-            reached_s = await supply.dip(channel, low_v, present.voltage_v, duration_s)
+            dip = await supply.dip(channel, low_v, present.voltage_v, duration_s)
+            reached_s = dip.lasted_s if dip.by_list else max(dip.lasted_s, command_s)
+            output_on, trips, by = dip.output_on, dip.trips, "list" if dip.by_list else "writes"
         else:
             low = await supply.program(channel, Setpoint(low_v, present.current_limit_a))
             while (left := low.acknowledged_s + duration_s - clock() - command_s) > 0:
@@ -102,12 +110,13 @@ async def brown_out(
                     break
                 await nap(min(0.05, max(0.0, left)))
             back = await supply.program(channel, present)
-            reached_s = back.acknowledged_s - low.acknowledged_s
+            reached_s = max(back.acknowledged_s - low.acknowledged_s, command_s)
+            trips = () if output_on else await supply.tripped(channel)
     except (InstrumentError, SafetyError) as error:
         await _restore(supply, channel, present, nap)
         raise DipFailed(f"the dip was not as asked: {error.message}; the old set point is in force again") from error
     lockout = low_v < envelope.undervoltage_lockout_v
-    return BrownOut(depth_v, low_v, duration_s, max(reached_s, command_s), command_s, lowest, output_on, lockout)
+    return BrownOut(depth_v, low_v, duration_s, reached_s, command_s, lowest, output_on, lockout, by, trips)
 
 
 async def _restore(supply: Supply, channel: int, present: Setpoint, nap: Callable[[float], Awaitable[None]]) -> None:
@@ -115,6 +124,7 @@ async def _restore(supply: Supply, channel: int, present: Setpoint, nap: Callabl
     trouble: Exception | None = None
     for _ in range(RESTORE_TRIES):
         try:
+            await supply.stop_list(channel)
             await supply.program(channel, present)
             return
         except (InstrumentError, SafetyError) as error:

@@ -28,6 +28,7 @@ from hil.drivers.dialects.base import Capabilities, ChannelRange, Dialect, Opera
 from hil.errors import BenchError, SafetyError
 
 MAX_ERRORS = 32
+LIST_LATE_S = 0.5  # a list that should have ended may still run for so long
 
 T = TypeVar("T")
 
@@ -46,6 +47,31 @@ class Pause:
     """Let the instrument work for so many seconds."""
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedList:
+    """What the instrument says of the list that it was told. Volts, seconds."""
+
+    voltage_v: float
+    dwell_s: float
+    count: float
+    ends_low: bool
+    voltage_mode: str
+    current_mode: str
+
+    def differs(self, low_v: float, seconds: float, step_v: float) -> list[str]:
+        """What is not as in a dip to `low_v` for `seconds` that ends by itself; empty when all is."""
+        wrong = {
+            f"{self.voltage_v:g} V instead of {low_v:g} V": abs(self.voltage_v - low_v) > step_v * 0.5 + 1e-9,
+            # an N6700 keeps a dwell to within 40 ppm
+            f"{self.dwell_s:g} s instead of {seconds:g} s": abs(self.dwell_s - seconds) > 1e-4 * seconds,
+            f"{self.count:g} times": self.count != 1,
+            "stays at its last step": self.ends_low,
+            f"voltage mode {self.voltage_mode}": self.voltage_mode != "LIST",
+            f"current mode {self.current_mode}": self.current_mode != "FIXED",
+        }
+        return [what for what, is_wrong in wrong.items() if is_wrong]
 
 
 Steps = Generator[Say | Pause, str, T]
@@ -102,6 +128,11 @@ class Dialogue:
         reply = yield from self.ask(operation, ch)
         return parse_flag(reply, self.dialect.commands[operation].reply, ch)
 
+    def word(self, operation: Operation, ch: int = 0) -> Steps[str]:
+        """Ask for one of the words of the command's reply, as we call it."""
+        reply = yield from self.ask(operation, ch)
+        return parse_word(reply, self.dialect.commands[operation].reply, ch)
+
     # ----------------------------------------------------------------------------------------------- opening
     def identify(self) -> Steps[Identity]:
         """Empty the status, ask who it is."""
@@ -115,8 +146,7 @@ class Dialogue:
             return
         yield from self.tell("take_remote")
         if self.dialect.has("get_remote"):
-            reply = yield from self.ask("get_remote")
-            owner = parse_word(reply, self.dialect.commands["get_remote"].reply, 1)
+            owner = yield from self.word("get_remote", 1)
             if owner != "REMOTE":
                 raise BenchError(
                     f"the instrument refuses remote control (it says {owner})",
@@ -170,6 +200,35 @@ class Dialogue:
         lasted_s = clock() - began
         return lasted_s, (yield from self.value("get_voltage", ch))
 
+    def load_list(self, ch: int, low_v: float, seconds: float) -> Steps[LoadedList]:
+        """Tell the instrument a dip as a list of one step, and ask all of it back. It is not started."""
+        yield from self.tell("load_list", ch, v=low_v, t=seconds)
+        volts = yield from self.value("get_list_voltage", ch)
+        dwell_s = yield from self.value("get_list_dwell", ch)
+        count = yield from self.value("get_list_count", ch)
+        ends_low = yield from self.flag("get_list_last", ch)
+        voltage_mode = yield from self.word("get_voltage_mode", ch)
+        return LoadedList(volts, dwell_s, count, ends_low, voltage_mode, (yield from self.word("get_current_mode", ch)))
+
+    def play_list(self, ch: int, seconds: float) -> Steps[bool]:
+        """Start the list and say nothing while it plays; whether it has ended, where the instrument says that."""
+        yield from self.tell("start_list", ch)
+        yield Pause(seconds)
+        if not self.dialect.has("list_running"):
+            yield Pause(LIST_LATE_S / 5)  # no question for it: what it needs to begin
+            return True
+        for _ in range(10):
+            if not (yield from self.flag("list_running", ch)):
+                return True
+            yield Pause(LIST_LATE_S / 10)
+        return False
+
+    def stop_list(self, ch: int) -> Steps[str]:
+        """End a list, running or not, and go back to the set point; the mode of the voltage then."""
+        yield from self.tell("abort_list", ch)
+        yield from self.tell("fix_voltage", ch)
+        return (yield from self.word("get_voltage_mode", ch))
+
     def switch_off(self, ch: int) -> Steps[None]:
         """Off. The master stays: other channels may feed other boards."""
         return (yield from self.tell("set_output", ch, on=False))
@@ -208,7 +267,7 @@ class Dialogue:
         """`CV`, `CC`, `UR` (unregulated), or `unknown` where the instrument does not say."""
         if not self.dialect.has("regulation"):
             return "unknown"
-        return parse_word((yield from self.ask("regulation", ch)), self.dialect.commands["regulation"].reply, ch)
+        return (yield from self.word("regulation", ch))
 
     # ------------------------------------------------------------------------------------------- protections
     def trips(self, ch: int) -> Steps[tuple[str, ...]]:

@@ -42,6 +42,7 @@ from hil.errors import SafetyError, UsageError
 from hil.model import Applied, Reading, Setpoint
 
 __all__ = [
+    "Dip",
     "ErrorEntry",
     "ForcedOff",
     "Identity",
@@ -70,6 +71,19 @@ class Recovery:
     changed: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Dip:
+    """A dip as it was played. Seconds: `by_list` the dwell as the instrument reads it back, else between two writes.
+
+    `output_on` is what the instrument says afterwards, `trips` what switched it off.
+    """
+
+    lasted_s: float
+    by_list: bool
+    output_on: bool
+    trips: tuple[str, ...]
+
+
 class Supply(Protocol):
     """A programmable supply as the bench sees it. Channels are the instrument's own numbers, from 1.
 
@@ -93,7 +107,9 @@ class Supply(Protocol):
 
     async def setpoint(self, ch: int) -> Setpoint: ...
 
-    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> float: ...
+    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> Dip: ...
+
+    async def stop_list(self, ch: int) -> None: ...
 
     async def program_protection(self, ch: int, ovp_v: float | None, ocp_a: float | None) -> None: ...
 
@@ -241,19 +257,34 @@ class ScpiSupply:
                 await self._run(self._talk.value("get_current", ch)),
             )
 
-    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> float:
-        """Another voltage for `seconds` and the old one again, as one turn; the seconds between the two writes.
+    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> Dip:
+        """Another voltage for `seconds` and the old one again, as one turn; `back_v` must be what is set now.
 
-        Only what is set afterwards is read back: a question in between would make the dip longer.
+        By the instrument's own list where the model has one that can be read back before it is started, else by two
+        writes with nothing said in between. What is set afterwards is read back. After any error the list may still
+        run or be armed: `stop_list` ends it.
         """
         async with self._turn:
             limits = self._range(ch)
             low = _within("voltage", low_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
             back = _within("voltage", back_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
-            lasted_s, read_v = await self._run(self._talk.dip(ch, low, back, seconds, self._clock))
+            lists = self.capabilities.lists
+            by_list = lists is not None and lists.plays(seconds)
+            if by_list:
+                lasted_s, read_v = await self._dip_by_list(ch, low, back, seconds, limits.voltage_step_v)
+            else:
+                lasted_s, read_v = await self._run(self._talk.dip(ch, low, back, seconds, self._clock))
             await self._agree(ch, "voltage", back, read_v, limits.voltage_step_v, "V")
             await self._raise_errors(f"dipping channel {ch} to {low:g} V")
-            return lasted_s
+            on = await self._read_output(ch)
+            return Dip(lasted_s, by_list, on, () if on else await self._trips(ch))
+
+    async def stop_list(self, ch: int) -> None:
+        """End the instrument's list, running or not, and verify that the voltage follows its set point again."""
+        async with self._turn:
+            self._range(ch)
+            if self.dialect.has("load_list"):
+                await self._stop_list(ch)
 
     async def program_protection(
         self,
@@ -527,6 +558,28 @@ class ScpiSupply:
         if not armed or abs(read_s - delay_s) > 0.5:
             state = f"armed with {read_s:g} s" if armed else "not armed"
             raise ReadbackError(f"the watchdog of {self.address} was armed with {delay_s:g} s and reads back {state}")
+
+    async def _dip_by_list(
+        self, ch: int, low_v: float, back_v: float, seconds: float, step_v: float
+    ) -> tuple[float, float]:
+        """Seconds as the instrument reads its dwell back, and the set point afterwards."""
+        talk = self._talk
+        await self._agree(ch, "voltage", back_v, await self._run(talk.value("get_voltage", ch)), step_v, "V")
+        loaded = await self._run(talk.load_list(ch, low_v, seconds))
+        if wrong := loaded.differs(low_v, seconds, step_v):
+            raise ReadbackError(
+                f"the list of channel {ch} of {self.address} reads back {', '.join(wrong)}; not started"
+            )
+        await self._raise_errors(f"loading the list of channel {ch}")
+        if not await self._run(talk.play_list(ch, seconds)):
+            raise ReadbackError(f"the list of channel {ch} of {self.address} goes on after its {seconds:g} s")
+        await self._stop_list(ch)
+        return loaded.dwell_s, await self._run(talk.value("get_voltage", ch))
+
+    async def _stop_list(self, ch: int) -> None:
+        mode = await self._run(self._talk.stop_list(ch))
+        if mode != "FIXED":
+            raise ReadbackError(f"the voltage of channel {ch} of {self.address} stays in mode {mode}")
 
     async def _protect(self, ch: int, name: Protection, level: float, step: float, unit: str) -> None:
         read, enabled = await self._run(self._talk.protect(ch, name, level))

@@ -158,7 +158,9 @@ def test_a_slow_supply_says_what_it_reached(tmp_path: Path) -> None:
             supply = ScpiSupply("siglent-spd3303x", f"tcp://127.0.0.1:{virtual.port}", timeout_s=0.5)
             await supply.program(1, Setpoint(12.0, 2.0))
             await supply.output(1, True)
-            assert 0.02 <= await supply.dip(1, 9.0, 12.0, 0.01) < 0.08  # 20 ms lie between any two commands
+            done = await supply.dip(1, 9.0, 12.0, 0.01)
+            assert 0.02 <= done.lasted_s < 0.08  # 20 ms lie between any two commands
+            assert not done.by_list
             assert (await supply.setpoint(1)).voltage_v == 12.0
             with pytest.raises(UsageError, match="nothing was sent"):
                 await supply.dip(1, -1.0, 12.0, 0.01)

@@ -293,7 +293,7 @@ CLEARED: dict[str, tuple[Exchange, ...]] = {
         *ask("VOLT:PROT:TRIP? (@1)", "0", "CURR:PROT:TRIP? (@1)", "1"),
         *say("OUTP OFF,(@1)"),
         *ask("OUTP? (@1)", "0"),
-        *say("OUTP:PROT:CLE (@1)"),
+        *say("ABOR (@1)", "OUTP:PROT:CLE (@1)"),
         *ask("OUTP? (@1)", "0", "VOLT:PROT:TRIP? (@1)", "0", "CURR:PROT:TRIP? (@1)", "0"),
     ),
     "keysight-n6700": (
@@ -358,11 +358,11 @@ CLEARED: dict[str, tuple[Exchange, ...]] = {
         *ask("OUTP?", "OFF", "STAT:QUES:COND?", "0"),
     ),
     "tdk-genesys": (
-        *ask("VOLT:PROT:TRIP?", "0", "CURR:PROT:TRIP?", "1"),
+        *ask("STAT:QUES:COND?", "8"),
         *say("OUTP:STAT OFF"),
         *ask("OUTP:STAT?", "OFF"),
         *say("OUTP:PROT:CLE"),
-        *ask("OUTP:STAT?", "OFF", "VOLT:PROT:TRIP?", "0", "CURR:PROT:TRIP?", "0"),
+        *ask("OUTP:STAT?", "OFF", "STAT:QUES:COND?", "0"),
     ),
 }
 REGULATED: dict[str, tuple[Exchange, ...]] = {
@@ -373,7 +373,7 @@ REGULATED: dict[str, tuple[Exchange, ...]] = {
     "rs-hmp": ask("STAT:QUES:INST:ISUM1:COND?", "1"),
     "rs-nge": ask("STAT:QUES:INST:ISUM1:COND?", "1"),
     "korad-ka3005p": ask("STATUS?", "\x40"),
-    "tdk-genesys": ask("SOUR:MODE?", "CC"),
+    "tdk-genesys": ask("STAT:OPER:COND?", "2"),
     "chroma-62000p": ask("FETC:STAT?", "0,ON,CC"),
 }
 
@@ -512,7 +512,7 @@ ASKING = (
     "regulation",
     "channel_c",
 )
-ASKING += ("ovp_tripped", "ocp_tripped", "opp_tripped", "watchdog_tripped", "sas_mode", "sas_get")
+ASKING += ("ovp_tripped", "ocp_tripped", "opp_tripped", "watchdog_tripped", "list_running", "sas_mode", "sas_get")
 TEXT_REPLIES = ("identify", "error", "clear_ovp", "clear_ocp", "clear_opp")
 
 
@@ -521,14 +521,14 @@ def test_known_and_unknown_commands_are_told_apart_as_the_reference_does() -> No
     assert unverified["rigol-dp800"] == {"measure", "clear_ovp"}
     assert unverified["siglent-spd3303x"] == unverified["korad-ka3005p"] == unverified["rs-hmp"] == set()
     assert {"clear_ovp", "clear_ocp"} <= unverified["keysight-e36300"]
-    assert not {"clear_ovp", "set_watchdog", "watchdog_tripped"} & unverified["keysight-n6700"]
+    assert unverified["keysight-n6700"] == {"channel_count", "max_voltage", "max_current"}
     itech = set(dialect("itech-it6500").commands) - unverified["itech-it6500"]
     assert {name for name in itech if not name.startswith(("identify", "clear_status", "error"))} == {
         "set_opp_level", "set_opp_state", "get_opp_level", "get_opp_state"
     }  # fmt: skip
     assert "measure" in unverified["ea-psi"]
     tdk = set(dialect("tdk-genesys").commands) - {"identify", "clear_status", "error"}
-    assert tdk == unverified["tdk-genesys"]
+    assert tdk - unverified["tdk-genesys"] == {"regulation", "ovp_tripped", "ocp_tripped"}
 
 
 @pytest.mark.parametrize("name", sorted(DIALECTS))
@@ -536,6 +536,19 @@ def test_a_stranger_is_not_driven(name: str) -> None:
     at = next(index for index, (text, _) in enumerate(OPEN[name]) if text == "*IDN?")
     with pytest.raises(BenchError, match="no model that dialect"):
         play(name, idle, *OPEN[name][:at], ("*IDN?", "ACME,PSU9000,1,1"))
+
+
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_what_an_instrument_is_not_asked_has_a_reason(name: str) -> None:
+    speak = dialect(name)
+    for _, record in speak.models:
+        protections = [kind for kind in ("ovp", "ocp", "opp") if getattr(record, kind)]
+        missing = set() if speak.has("regulation") else {"regulation"}
+        missing |= {"trips"} if any(f"{kind}_tripped" not in speak.commands for kind in protections) else set()
+        assert set(speak.unknown) == missing
+        assert all(len(reason) > 20 for reason in speak.unknown.values())
+        # dips are played by a list exactly where its commands are known; elsewhere the record says why not
+        assert speak.has("load_list") == (record.lists is not None and not record.lists.unused)
 
 
 async def idle(supply: ScpiSupply) -> None:
@@ -814,6 +827,130 @@ def test_bk_whose_protection_stays_off_is_refused() -> None:
         *bk("SOUR:VOLT:PROT 6", "", "SOUR:VOLT:PROT:STAT 1", "", "SOUR:VOLT:PROT?", "6.0", "SOUR:VOLT:PROT:STAT?", "0"),
         *ask("SYST:ERR?", OK),
     )
+
+
+# --------------------------------------------------------------------------------------------------------------- dips
+def loading(transient: str, volts: str = "4", dwell: str = "0.01") -> tuple[Exchange, ...]:
+    """A dip as Keysight's list on channel 1: what is set now, then what is told."""
+    told = ("CURR:MODE FIX", "LIST:COUN 1", "LIST:STEP AUTO", "LIST:TERM:LAST OFF", f"LIST:VOLT {volts}")
+    told += (f"LIST:DWEL {dwell}", f"TRIG{transient}:SOUR IMM", "VOLT:MODE LIST")
+    return (*ask("VOLT? (@1)", "+5.50000000E+00"), *say(*(f"{text},(@1)" for text in told)))
+
+
+def loaded(**answers: str) -> tuple[Exchange, ...]:
+    """The list as it reads back, with one answer changed."""
+    said = {"LIST:VOLT": "+4.0E+00", "LIST:DWEL": "+1.0E-02", "LIST:COUN": "1", "LIST:TERM:LAST": "0"}
+    said |= {"VOLT:MODE": "LIST", "CURR:MODE": "FIX", **{key.replace("_", ":"): text for key, text in answers.items()}}
+    return tuple((f"{what}? (@1)", text) for what, text in said.items())
+
+
+def ended(transient: str) -> tuple[Exchange, ...]:
+    """The list is over: back to the set point, verified."""
+    stop = say(f"ABOR{transient} (@1)", "VOLT:MODE FIX,(@1)")
+    return (*stop, *ask("VOLT:MODE? (@1)", "FIX", "VOLT? (@1)", "+5.50000000E+00", "SYST:ERR?", '+0,"No error"'))
+
+
+def dip(supply: ScpiSupply, seconds: float = 0.01) -> Awaitable[scpi.Dip]:
+    return supply.dip(1, 4.0, 5.5, seconds)
+
+
+NO_ERROR = ask("SYST:ERR?", '+0,"No error"')
+RUNNING, DONE = ask("STAT:OPER:COND? (@1)", "65", "STAT:OPER:COND? (@1)", "1")
+
+
+def test_an_n6700_plays_a_dip_and_is_asked_when_it_has_ended() -> None:
+    found = play(
+        "keysight-n6700",
+        dip,
+        *OPEN["keysight-n6700"],
+        *loading(":TRAN"),
+        *loaded(),
+        *NO_ERROR,
+        *say("INIT:TRAN (@1)"),
+        *(RUNNING, RUNNING, DONE),
+        *ended(":TRAN"),
+        *ask("OUTP? (@1)", "1", "STAT:QUES:COND? (@1)", "0"),
+    )
+    assert found == scpi.Dip(0.01, True, True, ())
+
+
+def test_an_e36300_plays_a_dip_that_is_on_its_grid_and_nothing_else() -> None:
+    after = ask("OUTP? (@1)", "1", "VOLT:PROT:TRIP? (@1)", "0", "CURR:PROT:TRIP? (@1)", "0")
+    opened = OPEN["keysight-e36300"]
+    listed = (*loading(""), *loaded(), *NO_ERROR, *say("INIT (@1)"), *ended(""), *after)
+    assert play("keysight-e36300", dip, *opened, *listed) == scpi.Dip(0.01, True, True, ())
+    written = (*say("VOLT 4,(@1)", "VOLT 5.5,(@1)"), *ask("VOLT? (@1)", "5.5"), *NO_ERROR, *after)
+    found = play("keysight-e36300", lambda supply: dip(supply, 0.015), *opened, *written)
+    assert not found.by_list
+
+
+def test_where_no_list_can_be_read_back_a_dip_is_two_writes() -> None:
+    found = play(
+        "rs-hmp",
+        lambda supply: dip(supply, 0.06),
+        *OPEN["rs-hmp"],
+        *say("INST:NSEL 1;:VOLT 4", "INST:NSEL 1;:VOLT 5.5"),
+        *selected("VOLT?", "5.500"),
+        *ask("SYST:ERR?", OK),
+        *selected("OUTP:SEL?", "1"),
+        *ask("OUTP:GEN?", "1"),
+    )
+    assert (found.by_list, found.output_on) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ({"LIST_VOLT": "3.9"}, r"3\.9 V instead of 4 V"),
+        ({"LIST_DWEL": "0.1"}, r"0\.1 s instead of 0\.01 s"),
+        ({"LIST_COUN": "3"}, "3 times"),
+        ({"LIST_COUN": "9.9E37"}, "finite number"),  # for ever
+        ({"LIST_TERM_LAST": "1"}, "stays at its last step"),
+        ({"VOLT_MODE": "FIX"}, "voltage mode FIXED"),
+        ({"CURR_MODE": "LIST"}, "current mode LIST"),  # the current limit would go with it
+    ],
+)
+def test_a_list_that_is_not_the_dip_is_not_started(answers: dict[str, str], says: str) -> None:
+    script = [*OPEN["keysight-n6700"], *loading(":TRAN"), *loaded(**answers)]
+    if "9.9E37" in answers.values():
+        script = script[: [text for text, _ in script].index("LIST:COUN? (@1)") + 1]
+    with pytest.raises((ReadbackError, ReplyError), match=says):
+        play("keysight-n6700", dip, *script)
+
+
+def test_a_list_that_is_refused_is_not_started() -> None:
+    refused = ask("SYST:ERR?", '-221,"Settings conflict"', "SYST:ERR?", '+0,"No error"')
+    with pytest.raises(InstrumentRefused, match="while loading the list of channel 1: -221 Settings conflict"):
+        play("keysight-n6700", dip, *OPEN["keysight-n6700"], *loading(":TRAN"), *loaded(), *refused)
+
+
+def test_a_dip_that_would_return_to_something_else_is_not_even_loaded() -> None:
+    with pytest.raises(ReadbackError, match=r"was set to 5\.5 V but reads back 5 V"):
+        play("keysight-n6700", dip, *OPEN["keysight-n6700"], *ask("VOLT? (@1)", "5.0"), *NO_ERROR)
+
+
+def test_a_list_that_does_not_end_is_an_error() -> None:
+    script = (*loading(":TRAN"), *loaded(), *NO_ERROR, *say("INIT:TRAN (@1)"), *[RUNNING] * 10)
+    with pytest.raises(ReadbackError, match=r"the list of channel 1 of .* goes on after its 0\.01 s"):
+        play("keysight-n6700", dip, *OPEN["keysight-n6700"], *script)
+
+
+def test_a_voltage_that_stays_in_list_mode_is_an_error() -> None:
+    stop = (*say("ABOR:TRAN (@1)", "VOLT:MODE FIX,(@1)"), *ask("VOLT:MODE? (@1)", "LIST"))
+    with pytest.raises(ReadbackError, match="stays in mode LIST"):
+        play("keysight-n6700", lambda supply: supply.stop_list(1), *OPEN["keysight-n6700"], *stop)
+    play("rigol-dp800", lambda supply: supply.stop_list(1), *OPEN["rigol-dp800"])  # has none: nothing to say
+
+
+def test_a_trip_during_a_list_is_told() -> None:
+    found = play(
+        "keysight-n6700",
+        dip,
+        *OPEN["keysight-n6700"],
+        *(*loading(":TRAN"), *loaded(), *NO_ERROR, *say("INIT:TRAN (@1)"), DONE, *ended(":TRAN")),
+        *ask("OUTP? (@1)", "1", "STAT:QUES:COND? (@1)", "2", "STAT:QUES:COND? (@1)", "2"),
+    )
+    assert (found.output_on, found.trips) == (False, ("ocp",))
 
 
 # ------------------------------------------------------------------------------------------------ the N6700's watchdog

@@ -11,7 +11,7 @@ from hil.drivers.dialects import DIALECTS, Dialect
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "supplies.md"
 BEGIN, END = "<!-- table: made by tests/unit/test_supply_docs.py -->\n", "<!-- end of table -->\n"
-HEAD = "| dialect | family | models known | OVP | OCP | own watchdog | array | gap | channels one lease | not from a manual |"  # noqa: E501
+HEAD = "| dialect | family | models known | OVP | OCP | own watchdog | dips by | array | gap | channels one lease | not from a manual |"  # noqa: E501
 
 
 def table() -> str:
@@ -33,6 +33,7 @@ def _row(speak: Dialect) -> str:
         "yes" if one.ovp else "**none**",
         ocp if one.ocp else "**none**",
         watchdog,
+        "its list" if speak.has("load_list") else "two writes",
         "yes" if one.solar_array else "",
         f"{speak.min_gap_s * 1000:g} ms" if speak.min_gap_s else "",
         "yes" if speak.lease_group else "",

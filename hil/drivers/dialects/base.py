@@ -73,7 +73,17 @@ Operation = Literal[
     "set_watchdog_delay",
     "get_watchdog_delay",
     "watchdog_tripped",
+    "load_list",  # one step at {v} for {t} seconds, played once, then what was set before; started by `start_list`
+    "get_list_voltage",
+    "get_list_dwell",
+    "get_list_count",
+    "get_list_last",  # true when the output stays at the last step
+    "get_voltage_mode",
+    "get_current_mode",
+    "start_list",
+    "list_running",
     "abort_list",
+    "fix_voltage",  # back from the list to the set point
     "sas_mode",
     "sas_enter",
     "sas_leave",
@@ -130,6 +140,8 @@ TEXT = Reply()
 SWITCH = Reply("switch")
 ONE = Reply("numbers")
 THREE = Reply("numbers", count=3)
+#: The operation register of Keysight's and TDK-Lambda's: bit 0 constant voltage, bit 1 constant current.
+OPERATION = Reply("bits", words=((1, "CV"), (2, "CC"), (0, "UR")))
 CV_CC_WORDS = Reply(words=(("CV", "CV"), ("CC", "CC"), ("UR", "UR")))
 
 
@@ -181,12 +193,21 @@ class ChannelRange:
 
 @dataclass(frozen=True, slots=True)
 class ListLimits:
-    """A list of set points that the instrument plays by itself: number of steps, dwell a step in seconds."""
+    """A list of set points that the instrument plays by itself: number of steps, dwell a step in seconds.
+
+    `unused` says why dips are not played by it.
+    """
 
     steps: int
     dwell_min_s: float
     dwell_max_s: float
     dwell_step_s: float
+    unused: str = ""
+
+    def plays(self, seconds: float) -> bool:
+        """Whether a dip of this length is a step of the list, exactly: it is never rounded to one."""
+        on_grid = abs(round(seconds / self.dwell_step_s) * self.dwell_step_s - seconds) <= 1e-4 * seconds
+        return not self.unused and on_grid and self.dwell_min_s <= seconds <= self.dwell_max_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +244,17 @@ class Capabilities:
     limits: Literal["data", "model", "ask"] = "data"
 
 
+#: What an instrument is not asked, and why.
+Unknown = Mapping[Literal["regulation", "trips"], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How a family of supplies is spoken to.
 
     `port` is its usual raw-socket port, `baud` its usual serial rate. `min_gap_s` must pass between two messages.
     `settle_s` is how long a setting may take to read back. `errors` says how the instrument reports refusals.
+    `unknown` says why it is not asked for CV or CC, or for what has tripped, where it is not.
     """
 
     name: str
@@ -244,6 +270,7 @@ class Dialect:
     settle_s: float = 0.0
     errors: Literal["queue", "registers", "none"] = "queue"
     quirks: frozenset[Quirk] = field(default_factory=frozenset)
+    unknown: Unknown = field(default_factory=dict)
 
     @property
     def lease_group(self) -> bool:

@@ -41,6 +41,10 @@ BK_9130B = Dialect(
     title="BK Precision 9130B series",
     on="1",
     off="0",
+    unknown={
+        "regulation": "no question for it in what we read of the 9130B's guide",
+        "trips": "no question for them in what we read of the 9130B's guide; the 9115 has VOLT:PROT:TRIG?",
+    },
     models=(
         _bk("9130B", (30, 3), (30, 3), (5, 3)),
         _bk("9131B", (30, 6), (30, 6), (5, 3)),

@@ -17,6 +17,7 @@ from hil.drivers.dialects.base import (
     Dialect,
     Operation,
     Reply,
+    Unknown,
     bit,
     channel,
     channels,
@@ -66,7 +67,9 @@ _COMMANDS: Mapping[Operation, Command] = table(
         "get_ocp_level": manual("CURR:PROT?", _A),
         "set_opp_level": manual("POW:PROT {w}"),
         "get_opp_level": manual("POW:PROT?", _W),
-        "ovp_tripped": unverified("STAT:QUES:COND?", bit(1), "the bits of the questionable register"),
+        "ovp_tripped": unverified(
+            "STAT:QUES:COND?", bit(1), "the bits of the register; the older PS 9000 has OVP in bit 6"
+        ),
         "ocp_tripped": unverified("STAT:QUES:COND?", bit(2), "the bits of the questionable register"),
         "opp_tripped": unverified("STAT:QUES:COND?", bit(4), "the bits of the questionable register"),
         "clear_ovp": unverified("SYST:ERR:ALL?", note="reading the errors acknowledges an alarm"),
@@ -75,12 +78,17 @@ _COMMANDS: Mapping[Operation, Command] = table(
     },
 )
 
+_NOT_TOLD: Unknown = {
+    "regulation": "the older PS 9000 has CC in bit 7 of its questionable register; the PSI's was not read"
+}
+
 EA_PSI = Dialect(
     name="ea-psi",
     title="EA PS and PSI 9000/10000 series",
     min_gap_s=0.015,
     settle_s=0.25,
     quirks=frozenset({"error_read_clears"}),
+    unknown=_NOT_TOLD,
     models=(_psi(solar_array=False),),
     commands=_COMMANDS,
 )
@@ -91,6 +99,7 @@ EA_PV = Dialect(
     min_gap_s=0.015,
     settle_s=0.25,
     quirks=frozenset({"error_read_clears", "sas_switch_resets"}),
+    unknown=_NOT_TOLD,
     models=(_psi(solar_array=True),),
     commands=table(
         _COMMANDS,

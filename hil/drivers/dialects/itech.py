@@ -15,6 +15,8 @@ from hil.drivers.dialects.base import (
     unverified,
 )
 
+_NOT_READ = "the maker numbers status bits by series; the IT6500's were not read"
+
 _IT6500 = Capabilities(
     model="IT6500",
     channels=channels(channel(0, 0)),
@@ -33,6 +35,7 @@ ITECH_IT6500 = Dialect(
     on="1",
     off="0",
     quirks=frozenset({"remote_on_serial_only"}),
+    unknown={"regulation": _NOT_READ, "trips": _NOT_READ},
     models=((r"^ITECH[^,]*,\s*IT-?(63|65|M3)\w+", _IT6500),),
     commands=table(
         COMMON,

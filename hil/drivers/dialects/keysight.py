@@ -4,6 +4,9 @@ What bites: clearing a protection restores the output as it was before the trip;
 N6700's watchdog; after a trip, the watchdog's too (bit 2048 of the questionable register), `OUTP?` may still say 1.
 The array simulators take the four corner values in ONE message: sent one by one they make four curves, and a set that
 makes no curve leaves the old one in force.
+
+A dip is a list of one voltage, played once and left (`LIST:TERM:LAST OFF`), so that the instrument itself returns to
+its set point, whatever becomes of us. Only the voltage is in list mode: the current limit and all protections hold.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Mapping
 from hil.drivers.dialects.base import (
     COMMON,
     ONE,
+    OPERATION,
     SWITCH,
     Capabilities,
     Command,
@@ -20,6 +24,7 @@ from hil.drivers.dialects.base import (
     ListLimits,
     Operation,
     Reply,
+    Unknown,
     Watchdog,
     bit,
     channel,
@@ -29,7 +34,7 @@ from hil.drivers.dialects.base import (
     unverified,
 )
 
-_OV, _OC, _PROT = 1, 2, 2048
+_OV, _OC, _PROT, _TRANSIENT = 1, 2, 2048, 64
 #: Bits of a summary register as in the whole E36xx family: 1 means the voltage is not held, 2 the current is not.
 _ISUM = Reply("bits", words=((3, "UR"), (1, "CC"), (2, "CV")))
 
@@ -52,6 +57,29 @@ _CHANNEL_LIST: Mapping[Operation, Command] = table(
 )
 
 
+_MODE = Reply(words=(("FIX", "FIXED"), ("FIXED", "FIXED"), ("STEP", "STEP"), ("LIST", "LIST"), ("ARB", "ARB")))
+
+
+def _dip_list(transient: str, note: str = "") -> Mapping[Operation, Command]:
+    """One step of volts; `transient` is the word that the N6700 puts behind its trigger commands."""
+    settings = (
+        *("CURR:MODE FIX", "LIST:COUN 1", "LIST:STEP AUTO", "LIST:TERM:LAST OFF", "LIST:VOLT {v}", "LIST:DWEL {t}"),
+        *(f"TRIG{transient}:SOUR IMM", "VOLT:MODE LIST"),
+    )
+    return {
+        "load_list": manual("\n".join(f"{setting},(@{{ch}})" for setting in settings), note=note),
+        "get_list_voltage": manual("LIST:VOLT? (@{ch})", ONE, note),
+        "get_list_dwell": manual("LIST:DWEL? (@{ch})", ONE, note),
+        "get_list_count": manual("LIST:COUN? (@{ch})", ONE, note),
+        "get_list_last": manual("LIST:TERM:LAST? (@{ch})", SWITCH, note),
+        "get_voltage_mode": manual("VOLT:MODE? (@{ch})", _MODE, note),
+        "get_current_mode": manual("CURR:MODE? (@{ch})", _MODE, note),
+        "start_list": manual(f"INIT{transient} (@{{ch}})", note=note),
+        "abort_list": manual(f"ABOR{transient} (@{{ch}})", note=note),
+        "fix_voltage": manual("VOLT:MODE FIX,(@{ch})", note=note),
+    }
+
+
 def _e36300(name: str, *ratings: tuple[float, float]) -> tuple[str, Capabilities]:
     ranges = [channel(v, a, over=1.03, ovp_v=v * 1.1) for v, a in ratings]
     record = Capabilities(
@@ -60,6 +88,7 @@ def _e36300(name: str, *ratings: tuple[float, float]) -> tuple[str, Capabilities
         ovp=True,
         ocp=True,
         ocp_follows_limit=True,
+        lists=ListLimits(100, 0.01, 3600.0, 0.01),  # the step of a dwell is not known finer
         command_s=0.01,
         source="unverified",
     )
@@ -77,6 +106,7 @@ KEYSIGHT_E36300 = Dialect(
     ),
     commands=table(
         _CHANNEL_LIST,
+        _dip_list("", "as in a published driver"),
         {
             "ovp_tripped": manual("VOLT:PROT:TRIP? (@{ch})", SWITCH),
             "ocp_tripped": manual("CURR:PROT:TRIP? (@{ch})", SWITCH),
@@ -109,21 +139,20 @@ KEYSIGHT_N6700 = Dialect(
     models=((r"^(Keysight|Agilent) Technologies,N670[0-9][A-D],", _N6700),),
     commands=table(
         _CHANNEL_LIST,
+        _dip_list(":TRAN"),
         {
             "channel_count": unverified("SYST:CHAN?", ONE),
             "max_voltage": unverified("VOLT? MAX,(@{ch})", ONE),
             "max_current": unverified("CURR? MAX,(@{ch})", ONE),
             "set_ocp_delay": manual("CURR:PROT:DEL {t},(@{ch})"),
             "get_ocp_delay": manual("CURR:PROT:DEL? (@{ch})", ONE),
-            "ovp_tripped": unverified("STAT:QUES:COND? (@{ch})", bit(_OV), "the over-voltage bit"),
-            "ocp_tripped": unverified("STAT:QUES:COND? (@{ch})", bit(_OC), "the over-current bit"),
+            "ovp_tripped": manual("STAT:QUES:COND? (@{ch})", bit(_OV)),
+            "ocp_tripped": manual("STAT:QUES:COND? (@{ch})", bit(_OC)),
             "watchdog_tripped": manual("STAT:QUES:COND? (@{ch})", bit(_PROT)),
-            "abort_list": unverified("ABOR:TRAN (@{ch})"),
+            "list_running": manual("STAT:OPER:COND? (@{ch})", bit(_TRANSIENT)),
             "clear_ovp": manual("OUTP:PROT:CLE (@{ch})"),
             "clear_ocp": manual("OUTP:PROT:CLE (@{ch})"),
-            "regulation": manual(
-                "STAT:OPER:COND? (@{ch})", Reply("bits", words=((1, "CV"), (2, "CC"), (0, "UR"))), "its bits"
-            ),
+            "regulation": manual("STAT:OPER:COND? (@{ch})", OPERATION),
             "set_watchdog": manual("OUTP:PROT:WDOG {state}"),
             "get_watchdog": manual("OUTP:PROT:WDOG?", SWITCH),
             "set_watchdog_delay": manual("OUTP:PROT:WDOG:DEL {t}"),
@@ -156,6 +185,8 @@ _SAS: Mapping[Operation, Command] = table(
     },
 )
 
+_NOT_TOLD: Unknown = {"regulation": "the operation register's bits are not in what we read of its guide"}
+
 _E4360 = Capabilities(
     model="E4360",
     channels=channels(channel(0, 0), channel(0, 0)),
@@ -163,7 +194,7 @@ _E4360 = Capabilities(
     ovp=True,
     ocp=True,
     ocp_follows_limit=True,
-    lists=ListLimits(512, 0.0, 262.144, 1e-6),
+    lists=ListLimits(512, 0.0, 33_554.0, 0.03, unused="its lists hold array curves"),  # the step is its default dwell
     solar_array=True,
     command_s=0.01,
     source="unverified",
@@ -174,6 +205,7 @@ KEYSIGHT_E4360 = Dialect(
     title="Keysight E4360 modular solar array simulator",
     quirks=frozenset({"clear_restores_output", "output_reply_lies"}),
     models=((r"^(Keysight|Agilent) Technologies,E4360A,", _E4360),),
+    unknown=_NOT_TOLD,
     commands=_SAS,
 )
 
@@ -193,6 +225,7 @@ KEYSIGHT_MP4300 = Dialect(
     name="keysight-mp4300",
     title="Keysight MP4300 modular solar array simulator",
     quirks=frozenset({"clear_restores_output", "output_reply_lies", "sas_switch_resets"}),
+    unknown=_NOT_TOLD,
     models=((r"^Keysight Technologies,MP43\d\d[A-Z]?,", _MP4300),),
     commands=table(
         _SAS,

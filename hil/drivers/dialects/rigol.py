@@ -11,6 +11,7 @@ from hil.drivers.dialects.base import (
     Capabilities,
     ChannelRange,
     Dialect,
+    ListLimits,
     channels,
     manual,
     table,
@@ -29,7 +30,7 @@ _DP832 = Capabilities(
     ovp=True,
     ocp=True,
     measures_power=True,
-    lists=None,  # the DP800 timer and delayer count in whole seconds: too coarse for a mission
+    lists=ListLimits(2048, 1.0, 99_999.0, 1.0, unused="its timer counts in whole seconds and switches the output"),
     command_s=0.02,
     source="unverified",  # settable range and steps from the data sheet's table, not checked on a unit
 )

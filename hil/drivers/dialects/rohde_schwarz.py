@@ -23,6 +23,7 @@ from hil.drivers.dialects.base import (
 
 _ISUM = Reply("bits", words=((3, "UR"), (1, "CC"), (2, "CV")))
 _S = "INST:NSEL {ch};:"  # in front of a setting, in the same message
+_NO_READ_BACK = "its arbitrary sequence cannot be read back before it runs, nor is it known how it leaves the output"
 _Q = "INST:NSEL {ch}\n"  # in front of a query, in a message of its own
 
 _COMMANDS = table(
@@ -54,7 +55,7 @@ def _hmp(name: str, *ratings: tuple[float, float]) -> tuple[str, Capabilities]:
         ovp=True,
         ocp=True,
         ocp_follows_limit=True,
-        lists=ListLimits(128, 0.06, 10.0, 0.01),
+        lists=ListLimits(128, 0.06, 10.0, 0.01, _NO_READ_BACK),
         command_s=0.02,
         source="unverified",
     )
@@ -92,7 +93,7 @@ def _nge(name: str, pattern: str, *ratings: tuple[float, float]) -> tuple[str, C
         ocp=True,
         ocp_follows_limit=True,
         ocp_delay=True,
-        lists=ListLimits(128, 0.01, 600.0, 0.01),
+        lists=ListLimits(128, 0.01, 600.0, 0.01, _NO_READ_BACK),
         command_s=0.02,
         source="unverified",
     )

@@ -28,7 +28,7 @@ def _spd(name: str, pattern: str, step: float) -> tuple[str, Capabilities]:
         channels=channels(one, one),
         ovp=False,
         ocp=False,
-        lists=ListLimits(5, 1.0, 10_000.0, 1.0),  # whole seconds: too coarse for a mission
+        lists=ListLimits(5, 1.0, 10_000.0, 1.0, unused="it counts in whole seconds and ends with the output off"),
         command_s=0.03,
         source="unverified",
     )

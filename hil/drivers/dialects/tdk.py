@@ -5,15 +5,20 @@ from __future__ import annotations
 from hil.drivers.dialects.base import (
     COMMON,
     ONE,
+    OPERATION,
     SWITCH,
     Capabilities,
     Dialect,
-    Reply,
+    bit,
     channel,
     channels,
+    manual,
     table,
     unverified,
 )
+
+#: Faults that shut the output down, as the LAN interface's guide numbers them.
+_FOLDBACK, _OV = 8, 16
 
 _GENESYS = Capabilities(
     model="Genesys",
@@ -45,13 +50,13 @@ TDK_GENESYS = Dialect(
             "get_output": unverified("OUTP:STAT?", SWITCH),
             "measure_voltage": unverified("MEAS:VOLT?", ONE),
             "measure_current": unverified("MEAS:CURR?", ONE),
-            "regulation": unverified("SOUR:MODE?", Reply(words=(("CV", "CV"), ("CC", "CC"), ("OFF", "UR")))),
+            "regulation": manual("STAT:OPER:COND?", OPERATION),
             "set_ovp_level": unverified("VOLT:PROT:LEV {v}"),
             "get_ovp_level": unverified("VOLT:PROT:LEV?", ONE),
-            "ovp_tripped": unverified("VOLT:PROT:TRIP?", SWITCH),
+            "ovp_tripped": manual("STAT:QUES:COND?", bit(_OV)),
             "set_ocp_state": unverified("CURR:PROT:STAT {state}", note="the maker calls it foldback"),
             "get_ocp_state": unverified("CURR:PROT:STAT?", SWITCH),
-            "ocp_tripped": unverified("CURR:PROT:TRIP?", SWITCH),
+            "ocp_tripped": manual("STAT:QUES:COND?", bit(_FOLDBACK)),
             "clear_ovp": unverified("OUTP:PROT:CLE"),
             "clear_ocp": unverified("OUTP:PROT:CLE"),
         },

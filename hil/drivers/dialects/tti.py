@@ -18,7 +18,6 @@ from hil.drivers.dialects.base import (
     manual,
     table,
     tagged,
-    unverified,
 )
 
 _REGISTER = Reply("bits")
@@ -40,6 +39,7 @@ TTI_CPX = Dialect(
     off="0",
     errors="registers",
     quirks=frozenset({"global_clear", "trip_read_clears"}),
+    unknown={"regulation": "its limit register says what was entered since it was last asked, not what holds now"},
     models=(
         _tti("CPX200DP", *[channel(60, 10, v_step=0.01, a_step=0.01, ovp_v=66, ocp_a=11)] * 2),
         _tti("CPX400DP", *[channel(60, 20, v_step=0.01, a_step=0.01, ovp_v=66, ocp_a=22)] * 2),
@@ -66,8 +66,8 @@ TTI_CPX = Dialect(
             "get_ovp_level": manual("OVP{ch}?", tagged(r"VP{ch} N")),
             "set_ocp_level": manual("OCP{ch} {a}"),
             "get_ocp_level": manual("OCP{ch}?", tagged(r"CP{ch} N")),
-            "ovp_tripped": unverified("LSR{ch}?", bit(_OV)),
-            "ocp_tripped": unverified("LSR{ch}?", bit(_OC)),
+            "ovp_tripped": manual("LSR{ch}?", bit(_OV)),
+            "ocp_tripped": manual("LSR{ch}?", bit(_OC)),
             "clear_ovp": manual("TRIPRST"),
             "clear_ocp": manual("TRIPRST"),
         }

@@ -1,7 +1,8 @@
 """Keysight E36300 and N6700: channel lists, protections that keep the enable, the N6700's watchdog, output lists.
 
 Setting, measuring, OVP, OCP, watchdog and the N6700's list and clear follow the makers' guides; the E36300's
-`OUTPut:PROTection:CLEar` and list, `MEASure:POWer?` and the status bits of the E36300 are unverified.
+`OUTPut:PROTection:CLEar`, `MEASure:POWer?` and the status bits of the E36300 are unverified; its list is as published
+drivers use it.
 
 A protection shuts the output down and leaves its enable as it was: `OUTPut?` goes on saying 1, and
 `OUTPut:PROTection:CLEar` brings the board back to life unless the output was switched off first. Any message feeds the
@@ -10,7 +11,9 @@ N6700's watchdog; when it fires, bit 11 of the questionable condition is the onl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 from hil.virtual.supply.commands import (
     Handlers,
@@ -42,8 +45,6 @@ from hil.virtual.supply.sequence import Sequence, Step
 
 WATCHDOG = "watchdog"
 WATCHDOG_DELAY_S = 60.0
-LIST_STEPS = 512
-DWELL_MAX_S = 262.144
 
 
 class Channels:
@@ -107,17 +108,43 @@ def handlers(box: Instrument, channels: Channels) -> Handlers:
     return Handlers(box, channels.pick, volts=exponent, amperes=exponent, watts=exponent)
 
 
+@dataclass(frozen=True, slots=True)
+class ListModel:
+    """What a list may be: steps, repetitions, seconds a step, and how finely a dwell of so many seconds is kept."""
+
+    steps: int
+    count: int
+    dwell_min_s: float
+    dwell_max_s: float
+    dwell_step_s: Callable[[float], float]
+
+
+def _decades(seconds: float) -> float:
+    """An N6700 keeps 1 us up to 0.262144 s, 10 us up to ten times that, and so on."""
+    return float(1e-6 * 10 ** sum(seconds > 0.262144 * 10**decade for decade in range(3)))
+
+
+N6700_LIST = ListModel(512, 4096, 0.0, 262.144, _decades)
+E36300_LIST = ListModel(100, 256, 0.01, 3600.0, lambda seconds: 0.01)  # the step is assumed
+
+
 class Lists:
     """Output lists: points are loaded, the channel put into list mode, initiated and triggered.
 
-    A list goes on while its output is tripped. `limit` is the maker's number of steps.
+    A list goes on while its output is tripped. Ended by an abort it leaves what was set before it, whatever
+    `LIST:TERMinate:LAST` says.
     """
 
-    def __init__(self, box: Instrument, channels: Channels, limit: int = LIST_STEPS) -> None:
+    def __init__(self, box: Instrument, channels: Channels, model: ListModel = N6700_LIST) -> None:
         self._box = box
         self._channels = channels
-        self._limit = limit
+        self._model = model
         self.forget()
+
+    def status(self, n: int) -> int:
+        """Bits 4 and 6 of the operation register: waiting for a trigger, initiated or playing."""
+        waiting = n in self._armed
+        return (16 if waiting else 0) | (64 if waiting or n in self._box.sequences else 0)
 
     def forget(self) -> None:
         numbers = tuple(self._box.model.channels)
@@ -127,6 +154,7 @@ class Lists:
         self._keep_last = dict.fromkeys(numbers, False)
         self._source = dict.fromkeys(numbers, "IMM")
         self._armed: set[int] = set()
+        self._before: dict[int, tuple[float, float]] = {}
 
     def rows(self) -> list[Row]:
         return [
@@ -151,14 +179,16 @@ class Lists:
             if request.query:
                 return ",".join(exponent(v) for n in numbers for v in self._points.get((n, what), ()))
             values = tuple(number(text) for text in request.arguments)
-            if not 1 <= len(values) <= self._limit:
+            if not 1 <= len(values) <= self._model.steps:
                 raise ScpiFault(-223, "Too much data") if values else ScpiFault(-109, "Missing parameter")
             for n in numbers:
-                model = self._box.channels[n].model
-                top = {"VOLT": model.max_v, "CURR": model.max_a, "DWEL": DWELL_MAX_S}[what]
-                if not all(0.0 <= value <= top for value in values):
+                limits, lists = self._box.channels[n].model, self._model
+                low = lists.dwell_min_s if what == "DWEL" else 0.0
+                top = {"VOLT": limits.max_v, "CURR": limits.max_a, "DWEL": lists.dwell_max_s}[what]
+                if not all(low <= value <= top for value in values):
                     raise ScpiFault(-222, "Data out of range")
-                self._points[n, what] = values
+                steps = [lists.dwell_step_s(value) if what == "DWEL" else 1e-3 for value in values]
+                self._points[n, what] = tuple(round(v / s) * s for v, s in zip(values, steps, strict=True))
             return None
 
         return handle
@@ -166,9 +196,9 @@ class Lists:
     def _counted(self, request: Request) -> str | None:
         numbers = self._channels.numbers(request)
         if request.query:
-            return ",".join(str(self._count[n]) for n in numbers)
+            return ",".join(str(self._count[n] or "9.9E37") for n in numbers)
         forever = bool(request.arguments) and request.arguments[0].upper() in ("INF", "INFINITY")
-        count = 0 if forever else int(real(request.arguments, 1, 256))
+        count = 0 if forever else int(real(request.arguments, 1, self._model.count))
         self._count.update(dict.fromkeys(numbers, count))
         return None
 
@@ -222,7 +252,9 @@ class Lists:
         set_only(request)
         for n in self._channels.numbers(request) if request.arguments else tuple(self._box.channels):
             self._armed.discard(n)
-            self._box.sequences.pop(n, None)
+            if self._box.sequences.pop(n, None) is not None:
+                channel = self._box.channels[n]
+                channel.voltage_set_v, channel.current_limit_a = self._before[n]
         return None
 
     def _start(self, n: int) -> None:
@@ -244,8 +276,8 @@ class Lists:
             Step(v[k] if v else None, a[k] if a else None, d[k] if d else 0.001)  # the same index in each column
             for k in range(length)
         )
-        back = Step(channel.voltage_set_v, channel.current_limit_a, 0.0)
-        last = None if self._keep_last[n] else back
+        self._before[n] = (channel.voltage_set_v, channel.current_limit_a)
+        last = None if self._keep_last[n] else Step(*self._before[n], 0.0)
         self._box.sequences[n] = Sequence(steps, self._box.clock(), self._count[n], last)
 
 
@@ -256,7 +288,7 @@ class E36300:
         self.box = box
         self._channels = Channels(box, required=False)
         h = handlers(box, self._channels)
-        self._lists = Lists(box, self._channels, limit=100)
+        self._lists = Lists(box, self._channels, E36300_LIST)
         rows = [
             *common(box, signed_entry),
             *source_rows(h),
@@ -363,10 +395,15 @@ class N6700:
         trip_channel(self.box.channels[number], kind, self.box.clock())
 
     def _operation(self, request: Request) -> str | None:
-        """Bit 0 constant voltage, bit 1 constant current, bit 2 off."""
+        """Bit 0 constant voltage, bit 1 constant current, bit 2 off, and the list's."""
         query_only(request)
-        found = self._channels.pick(request)
-        return ",".join("4" if not c.output_on else "2" if c.mode == "CC" else "1" for c in found)
+
+        def bits(n: int) -> int:
+            channel = self.box.channels[n]
+            regulating = 4 if not channel.output_on else 2 if channel.mode == "CC" else 1
+            return regulating | self._lists.status(n)
+
+        return ",".join(str(bits(n)) for n in self._channels.numbers(request))
 
     def _questionable(self, request: Request) -> str | None:
         """Bit 0 over-voltage, bit 1 over-current, bit 11 protection: watchdog or coupled."""
@@ -409,7 +446,7 @@ MODELS = (
         vendor=E36300,
         keeps_enable=True,
         trips_in_cc=True,
-        known="programming guide; OUTP:PROT:CLE, lists and status bits unverified",
+        known="programming guide; OUTP:PROT:CLE and status bits unverified, lists as in published drivers",
     ),
     SupplyModel(
         name="keysight-n6700",
