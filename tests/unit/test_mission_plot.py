@@ -276,7 +276,7 @@ def test_work_rests_while_the_thermal_model_forbids_it(tmp_path: Path) -> None:
     mission, timeline = made(
         tmp_path / "hot.yaml",
         ("heat_capacity_j_per_k: 100, initial_c: 20", "heat_capacity_j_per_k: 214, initial_c: 30"),
-        ("area_m2: 0.02, sides: 2, emissivity: 0.9}", "area_m2: 0.015}\n  cutoff: {node: board, off_c: 60, on_c: 30}"),
+        ("area_m2: 0.013, sides: 2, emissivity: 0.9}", "area_m2: 0.015}\n  cutoff: {node: board, off_c: 60, on_c: 30}"),
     )
     told = forecast(timeline, "full", 15.0, 5.0)
     celsius = told.temperature_c["board"]
