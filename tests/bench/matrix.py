@@ -19,12 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from plug import Plug
 
 from hil.client import Bench, Board, Lease, attach
 from hil.client.http import DaemonGone
@@ -190,38 +189,6 @@ def reset(side: socket.socket) -> None:
     with contextlib.suppress(OSError):
         side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     side.close()
-
-
-class Plug:
-    """A Tasmota outlet whose cut takes the supply's mains away."""
-
-    def __init__(self, on_cut: Callable[[], object]) -> None:
-        self.on = True
-        plug = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                words = parse_qs(urlsplit(self.path).query)["cmnd"][0].split()
-                if len(words) == 2:
-                    plug.on = words[1] == "On"
-                    if not plug.on:
-                        on_cut()
-                body = json.dumps({"POWER": "ON" if plug.on else "OFF"}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"tasmota://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class Truth:

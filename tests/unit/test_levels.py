@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
-import threading
 import time
 import tty
 from collections.abc import Awaitable, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from plug import Plug
 
 from hil.bench import safety
 from hil.bench.deadman import CutResult, _Watchman
@@ -29,41 +26,6 @@ from hil.virtual.supply import Fault, RecordedLoad, VirtualSupply
 
 DP800 = RIGOL_DP800.models[0][1]
 ENVELOPE = Envelope(9, 19, 2.5, 30, 20, 2.8, inrush_s=0.02, off_dwell_s=0.0, on_timeout_s=0.4)
-
-
-class Plug:
-    """A Tasmota outlet on loopback."""
-
-    def __init__(self) -> None:
-        self.on = True
-        self.broken = False
-        self.on_cut: Callable[[], object] = lambda: None
-        plug = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                words = parse_qs(urlsplit(self.path).query)["cmnd"][0].split()
-                if len(words) == 2 and not plug.broken:
-                    plug.on = words[1] == "On"
-                    if not plug.on:
-                        plug.on_cut()
-                body = json.dumps({"POWER": "ON" if plug.on else "OFF"}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"tasmota://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
