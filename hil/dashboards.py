@@ -137,21 +137,15 @@ def _phases() -> tuple[Panel, ...]:
         "output": {0: ("off", "transparent"), 1: ("on", "blue")},
     }
     return (
-        Panel(
+        _timeline(
             "Light, link and output",
             "Phase of the orbit from the visible part of the solar disc, whether the link is up, whether the output is "
             "commanded on.",
-            "state-timeline",
-            "none",
-            (
-                Target(light, "light"),
-                Target(f"max({_metric('hil_link_visible')})", "link"),
-                Target(f"max({_metric('hil_board_power_commanded')})", "output"),
-            ),
-            COLUMNS,
-            6,
-            {"mergeValues": True, "showValue": "auto", "rowHeight": 0.85, **_TOOLTIP, **_legend()},
-            {"lineWidth": 0, "fillOpacity": 80},
+            Target(light, "light"),
+            Target(f"max({_metric('hil_link_visible')})", "link"),
+            Target(f"max({_metric('hil_board_power_commanded')})", "output"),
+            width=COLUMNS,
+            height=6,
             overrides=tuple(
                 {
                     "matcher": {"id": "byName", "options": name},
@@ -211,14 +205,10 @@ def _heat() -> tuple[Panel, ...]:
             "celsius",
             Target(_metric("hil_thermal_node_celsius"), "{{node}}, modelled"),
         ),
-        Panel(
+        _timeline(
             "Workload and heat",
             "Whether the thermal model lets the workload run or makes it rest until it has cooled. Empty without one.",
-            "state-timeline",
-            "none",
-            (Target(f"max({_metric('hil_thermal_may_run')})", "workload"),),
-            options={"mergeValues": True, "showValue": "auto", "rowHeight": 0.85, **_TOOLTIP, **_legend()},
-            custom={"lineWidth": 0, "fillOpacity": 80},
+            Target(f"max({_metric('hil_thermal_may_run')})", "workload"),
             defaults={"mappings": _mapping({0: ("must rest", "red"), 1: ("may run", "green")})},
         ),
     )
@@ -275,38 +265,13 @@ def _inference() -> tuple[Panel, ...]:
             Target(f"sum by (phase) ({energy}) / (sum by (phase) ({tokens}) > 0)", "{{phase}}"),
             zero=True,
         ),
-        Panel(
+        _bars(
             "Energy drawn, by phase",
             "In the shown range, idle time included.",
-            "bargauge",
             "joule",
-            (
-                Target(
-                    f"sum by (phase) (increase({_metric('hil_board_energy_joules_total')}[$__range]))",
-                    "{{phase}}",
-                    instant=True,
-                ),
-            ),
-            12,
-            6,
-            {"orientation": "horizontal", "displayMode": "basic", **_REDUCE},
+            "hil_board_energy_joules_total",
         ),
-        Panel(
-            "Tokens, by phase",
-            "In the shown range.",
-            "bargauge",
-            "short",
-            (
-                Target(
-                    f"sum by (phase) (increase({_metric('hil_inference_output_tokens_total')}[$__range]))",
-                    "{{phase}}",
-                    instant=True,
-                ),
-            ),
-            12,
-            6,
-            {"orientation": "horizontal", "displayMode": "basic", **_REDUCE},
-        ),
+        _bars("Tokens, by phase", "In the shown range.", "short", "hil_inference_output_tokens_total"),
     )
 
 
@@ -335,6 +300,33 @@ def _graph(title: str, text: str, unit: str, *targets: Target, zero: bool = Fals
         options={**_TOOLTIP, **_legend()},
         custom={"lineWidth": 1, "fillOpacity": 0, "showPoints": "never", "spanNulls": False},
         defaults={**({"min": 0} if zero else {}), **defaults},
+    )
+
+
+def _bars(title: str, text: str, unit: str, counter: str) -> Panel:
+    expr = f"sum by (phase) (increase({_metric(counter)}[$__range]))"
+    target = Target(expr, "{{phase}}", instant=True)
+    return Panel(
+        title,
+        text,
+        "bargauge",
+        unit,
+        (target,),
+        height=6,
+        options={"orientation": "horizontal", "displayMode": "basic", **_REDUCE},
+    )
+
+
+def _timeline(title: str, text: str, *targets: Target, **more: Any) -> Panel:
+    return Panel(
+        title,
+        text,
+        "state-timeline",
+        "none",
+        targets,
+        options={"mergeValues": True, "showValue": "auto", "rowHeight": 0.85, **_TOOLTIP, **_legend()},
+        custom={"lineWidth": 0, "fillOpacity": 80},
+        **more,
     )
 
 
