@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,18 +17,32 @@ from hil.bench.safety import Envelope
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
-from hil.virtual.supply import Fault, Load, RecordedLoad, VirtualSupply
+from hil.virtual.supply import Channel, Fault, Load, RecordedLoad, VirtualSupply
 
 LOCKED = dataclasses.replace(ENVELOPE, undervoltage_lockout_v=8.5, brownout_min_v=2.0)
 Body = Callable[[Rig], Awaitable[None]]
 
 
-def powered(tmp_path: Path, body: Body, load: Load | None = None, envelope: Envelope = LOCKED) -> None:
+def powered(
+    tmp_path: Path,
+    body: Body,
+    load: Load | None = None,
+    envelope: Envelope = LOCKED,
+    model: str = "rigol-dp800",
+) -> None:
     async def steps(rig: Rig) -> None:
         await rig.loop.request_on()
         await body(rig)
 
-    fly(tmp_path, steps, load, envelope)
+    fly(tmp_path, steps, load, envelope, model=model)
+
+
+async def reached(channel: Channel, volts: float) -> None:
+    """Wait until a virtual channel is set to `volts`; fails after three seconds."""
+    end = time.monotonic() + 3.0
+    while channel.voltage_set_v != volts:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
 
 
 # --------------------------------------------------------------------------------------------------------- brown-out
@@ -60,6 +75,119 @@ def test_a_dip_of_milliseconds_is_as_long_as_the_board_sees_it(tmp_path: Path, d
 
     powered(tmp_path, body, load)
     assert [on for _, on in load.edges] == [True, False]  # it never saw less than its lock-out
+
+
+@pytest.mark.parametrize("duration_s", [0.01, 0.3])
+def test_a_supply_with_a_list_plays_the_dip_itself(tmp_path: Path, duration_s: float) -> None:
+    """Seen at the virtual terminals: never longer than the dwell, and back at the old set point in fixed mode."""
+    load = RecordedLoad(((0.0, 6.0),))
+    low: list[float] = []
+
+    async def body(rig: Rig) -> None:
+        box = rig.virtual.instrument
+
+        async def watch() -> None:
+            while True:
+                box.tick()
+                if box.channels[1].voltage_set_v == 11.0:
+                    low.append(time.monotonic())
+                await asyncio.sleep(0.001)
+
+        seen = asyncio.create_task(watch())
+        done = await rig.loop.request_dip(4.0, duration_s)
+        seen.cancel()
+        assert (done.by, done.reached_s, done.output_on, done.trips) == ("list", duration_s, True, ())
+        assert (box.channels[1].voltage_set_v, box.execute("VOLT:MODE? (@1)")) == (15.0, "FIX")
+        assert rig.of("brown_out")[0]["by"] == "list"
+        assert rig.loop.state == "on"
+
+    powered(tmp_path, body, load, model="keysight-n6700")
+    assert duration_s / 2 < low[-1] - low[0] <= duration_s + 0.001
+    assert [on for _, on in load.edges] == [True, False]  # never below its lock-out, until it was switched off
+
+
+def test_a_trip_during_a_list_is_told_and_the_output_is_switched_off(tmp_path: Path) -> None:
+    """The list goes on behind the trip; nothing of it reaches the board."""
+    load = RecordedLoad(((0.0, 6.0),))
+
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(Fault("trip", "INIT:TRAN"))  # every channel, over voltage
+        done = await rig.loop.request_dip(4.0, 0.1)
+        assert (done.by, done.output_on, done.trips) == ("list", False, ("ovp",))
+        await rig.until(lambda: rig.loop.state == "tripped")
+        assert rig.of("tripped")[0]["protections"] == ["ovp"]
+        assert not rig.is_on
+        assert rig.virtual.instrument.execute("OUTP? (@1)") == "0"  # a clear would bring nothing back
+
+    powered(tmp_path, body, load, model="keysight-n6700")
+    assert [on for _, on in load.edges] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault("refuse", "LIST:VOLT 11"), "reads back"),
+        (Fault("ignore", "LIST:TERM:LAST OFF"), None),  # it was off before: all is well
+        (Fault("ignore", "LIST:DWEL 0.1"), "0.001 s instead of 0.1 s"),
+        (Fault("refuse", "INIT:TRAN"), "-221 Settings conflict"),
+        (Fault("drop", "INIT:TRAN"), "the old set point is in force again"),
+        (Fault("drop", "ABOR:TRAN"), "the old set point is in force again"),
+        (Fault("ignore", "VOLT:MODE FIX"), "stays in mode LIST"),
+        (Fault("silent", "STAT:OPER:COND"), "the old set point is in force again"),
+    ],
+)
+def test_a_list_that_fails_leaves_the_old_voltage_in_fixed_mode(tmp_path: Path, fault: Fault, says: str | None) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(fault)
+        if says is None:
+            assert (await rig.loop.request_dip(4.0, 0.1)).by == "list"
+        else:
+            with pytest.raises(DipFailed, match=says):
+                await rig.loop.request_dip(4.0, 0.1)
+        assert fault.count == 0
+        box = rig.virtual.instrument
+        assert (box.channels[1].voltage_set_v, box.execute("VOLT:MODE? (@1)")) == (15.0, "FIX")
+        assert 1 not in box.sequences
+        await asyncio.sleep(0.05)
+        assert rig.is_on
+        assert not rig.task.done()
+
+    powered(tmp_path, body, model="keysight-n6700")
+
+
+def test_a_list_that_cannot_be_left_ends_in_the_safe_state(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.virtual.faults.append(Fault("ignore", "VOLT:MODE FIX", -1))
+        with pytest.raises(SafetyError, match="stays in mode LIST"):
+            await rig.loop.request_dip(4.0, 0.05)
+        assert isinstance(await rig.ended(), SafetyError)
+        assert not rig.is_on
+        assert rig.of("safe_state")[0]["verified"] is True
+
+    powered(tmp_path, body, model="keysight-n6700")
+
+
+def test_a_list_ends_by_itself_when_its_owner_dies(tmp_path: Path) -> None:
+    """What two writes cannot do: a daemon that is killed in the dip leaves no board on a low bus."""
+
+    async def steps() -> None:
+        async with VirtualSupply("keysight-n6700", loads={1: RecordedLoad(((0.0, 6.0),))}) as virtual:
+            supply = ScpiSupply("keysight-n6700", f"tcp://127.0.0.1:{virtual.port}", timeout_s=0.5)
+            await supply.program(1, Setpoint(12.0, 2.0))
+            await supply.output(1, True)
+            channel = virtual.instrument.channels[1]
+            dip = asyncio.create_task(supply.dip(1, 9.0, 12.0, 0.3))
+            await reached(channel, 9.0)
+            dip.cancel()
+            await asyncio.wait((dip,))
+            assert channel.voltage_set_v == 9.0
+            await reached(channel, 12.0)
+            await supply.stop_list(1)  # who comes next finds it armed at worst
+            assert virtual.instrument.execute("VOLT:MODE? (@1)") == "FIX"
+            assert await supply.output_state(1)
+            await supply.close()
+
+    asyncio.run(steps())
 
 
 def test_a_long_dip_is_metered_as_it_goes_and_restarts_the_board(tmp_path: Path) -> None:

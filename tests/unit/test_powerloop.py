@@ -24,6 +24,7 @@ from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.mission.clock import MissionClock
 from hil.mission.eps import EpsConfig, EpsModel, ShedConfig
+from hil.mission.solar_array import SasCurve
 from hil.model import Reading, Setpoint
 from hil.virtual.supply import Fault, Load, RecordedLoad, ResistiveLoad, VirtualSupply
 
@@ -99,14 +100,15 @@ def fly(
     envelope: Envelope = ENVELOPE,
     tuning: Tuning = FAST,
     meter: CrossCheck | None = None,
+    model: str = "rigol-dp800",
 ) -> Rig:
     """Run `body` beside a loop; afterwards the loop is cancelled and the output must be off."""
 
     async def steps() -> Rig:
-        async with VirtualSupply(loads={1: load or RecordedLoad(((0.0, 6.0),))}) as virtual:
+        async with VirtualSupply(model, loads={1: load or RecordedLoad(((0.0, 6.0),))}) as virtual:
             address = f"tcp://127.0.0.1:{virtual.port}"
-            supply = ScpiSupply("rigol-dp800", address, timeout_s=0.2)
-            intent = Intent("vb1", address, "rigol-dp800", 1, 0.6)
+            supply = ScpiSupply(model, address, timeout_s=0.2)
+            intent = Intent("vb1", address, model, 1, 0.6)
             journal = IntentJournal(tmp_path / "intent.jsonl")
             samples: list[PowerSample] = []
             events: list[tuple[str, dict[str, Any]]] = []
@@ -524,10 +526,33 @@ def test_a_skip_advances_the_model_once_and_says_that_it_is_modelled(tmp_path: P
 
 
 # ------------------------------------------------------------------------------------------ what a flight must keep to
-def test_an_array_without_a_tracker_is_refused(tmp_path: Path) -> None:
+def direct(resistance_ohm: float) -> EpsModel:
+    """An array of 17.5 V at its maximum on a battery of some 14.4 V."""
+    curve = SasCurve(20.0, 2.75, 17.5, 2.515)
+    return EpsModel(replace(battery(soc=0.3, resistance_ohm=resistance_ohm, capacity_ah=0.02).config, direct=curve))
+
+
+def test_an_array_on_a_batterys_bus_is_flown_left_of_its_maximum(tmp_path: Path) -> None:
+    eps = direct(0.3)
+
     async def body(rig: Rig) -> None:
-        with pytest.raises(UsageError, match="left of its point of maximum power"):
-            rig.loop.attach(flight(battery(), array_direct=True))
+        rig.loop.attach(flight(eps, rate=5.0, array_w=44.0))
+        await rig.loop.request_on()
+        first_v = eps.state.bus_voltage_v
+        await rig.until(lambda: eps.state.bus_voltage_v > first_v + 0.3)
+        assert rig.samples[-1].voltage_v == pytest.approx(eps.state.bus_voltage_v, abs=0.1)
+        assert eps.state.bus_voltage_v < 17.0
+        assert eps.state.array_used_w == pytest.approx(2.75 * eps.state.bus_voltage_v, rel=0.03)  # a current source
+        assert eps.state.mismatch_w > 0.5
+        assert not rig.of("run_invalid")
+
+    fly(tmp_path, body)
+
+
+def test_an_array_on_a_battery_too_soft_to_hold_the_bus_is_refused(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        with pytest.raises(UsageError, match="gain would be"):
+            rig.loop.attach(flight(direct(10.0), array_w=44.0))
         assert rig.loop.flight is None
 
     fly(tmp_path, body)

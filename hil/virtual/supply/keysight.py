@@ -148,7 +148,12 @@ class Lists:
 
     def forget(self) -> None:
         numbers = tuple(self._box.model.channels)
-        self._points: dict[tuple[int, str], tuple[float, ...]] = {}
+        # one step at the least until told otherwise
+        self._points: dict[tuple[int, str], tuple[float, ...]] = {
+            (n, what): (value,)
+            for n in numbers
+            for what, value in (("VOLT", 0.0), ("CURR", 0.0), ("DWEL", max(0.001, self._model.dwell_min_s)))
+        }
         self._mode = {(n, what): "FIX" for n in numbers for what in ("VOLT", "CURR")}
         self._count = dict.fromkeys(numbers, 1)
         self._keep_last = dict.fromkeys(numbers, False)
@@ -177,7 +182,7 @@ class Lists:
         def handle(request: Request) -> str | None:
             numbers = self._channels.numbers(request)
             if request.query:
-                return ",".join(exponent(v) for n in numbers for v in self._points.get((n, what), ()))
+                return ",".join(exponent(v) for n in numbers for v in self._points[n, what])
             values = tuple(number(text) for text in request.arguments)
             if not 1 <= len(values) <= self._model.steps:
                 raise ScpiFault(-223, "Too much data") if values else ScpiFault(-109, "Missing parameter")
@@ -262,20 +267,17 @@ class Lists:
             raise ScpiFault(-211, "Trigger ignored")
         self._armed.discard(n)
         channel = self._box.channels[n]
-        volts = self._points.get((n, "VOLT")) if self._mode[n, "VOLT"] == "LIST" else None
-        amperes = self._points.get((n, "CURR")) if self._mode[n, "CURR"] == "LIST" else None
-        dwells = self._points.get((n, "DWEL"), (0.001,))
-        length = max((len(p) for p in (volts, amperes) if p), default=0)
-        if length == 0:
+        playing = [what for what in ("VOLT", "CURR") if self._mode[n, what] == "LIST"]
+        if not playing:
             raise ScpiFault(-221, "Settings conflict")
-        columns = [p * length if p and len(p) == 1 else p for p in (volts, amperes, dwells)]
-        if any(p is not None and len(p) != length for p in columns):
+        columns = {what: self._points[n, what] for what in (*playing, "DWEL")}
+        length = max(map(len, columns.values()))
+        columns = {what: points * length if len(points) == 1 else points for what, points in columns.items()}
+        if any(len(points) != length for points in columns.values()):
             raise ScpiFault(-226, "Lists not same length")
-        v, a, d = columns
-        steps = tuple(
-            Step(v[k] if v else None, a[k] if a else None, d[k] if d else 0.001)  # the same index in each column
-            for k in range(length)
-        )
+        kept = (None,) * length
+        rows = zip(columns.get("VOLT", kept), columns.get("CURR", kept), columns["DWEL"], strict=True)
+        steps = tuple(Step(*row) for row in rows)
         self._before[n] = (channel.voltage_set_v, channel.current_limit_a)
         last = None if self._keep_last[n] else Step(*self._before[n], 0.0)
         self._box.sequences[n] = Sequence(steps, self._box.clock(), self._count[n], last)
