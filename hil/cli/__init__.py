@@ -14,16 +14,16 @@ from hil.errors import ExitCode, HilError
 # command -> (module, one-line help); the module has a click command of the same name.
 _COMMANDS = {
     "bench": ("hil.cli.bench", "Start, watch and stop the bench daemon."),
-    "board": ("hil.cli.board", "List boards; power, console, ssh."),
+    "board": ("hil.cli.board", "List boards; power, control lines, console, ssh, files."),
     "campaign": ("hil.cli.campaign", "Reports and verdicts of runs."),
     "demo": ("hil.cli.demo", "Fly the Star-Compute mission on the virtual bench."),
     "doctor": ("hil.cli.doctor", "Check that the bench can fly; say why not."),
-    "lease": ("hil.cli.lease", "Who holds which board."),
-    "link": ("hil.cli.link", "Show, set and clear the emulated link."),
-    "mission": ("hil.cli.mission", "List, check, compile and fly missions."),
-    "orbit": ("hil.cli.orbit", "Eclipses, passes and tracks of an orbit."),
+    "lease": ("hil.cli.lease", "Acquire, release and list leases: who drives which board."),
+    "link": ("hil.cli.link", "Show, set, clear and certify the emulated link."),
+    "mission": ("hil.cli.mission", "List, show, check, compile and fly missions."),
+    "orbit": ("hil.cli.orbit", "Eclipses, passes, tracks and seasons of an orbit."),
     "schema": ("hil.cli.schema", "JSON Schema of the YAML files."),
-    "virtual": ("hil.cli.virtual", "The virtual bench: images, up, down, status."),
+    "virtual": ("hil.cli.virtual", "The virtual bench: images, up, down, status, supply."),
 }
 
 

@@ -15,7 +15,14 @@ def campaign() -> None:
 
 
 @campaign.command("list")
-@click.option("--runs", "runs_dir", default="runs", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--runs",
+    "runs_dir",
+    default="runs",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="directory of the run directories",
+)
 @json_option
 def list_(runs_dir: Path, as_json: bool) -> None:
     """Runs and their verdicts, newest first."""

@@ -14,7 +14,13 @@ from hil.cli.options import FIXTURES, VIRTUAL_BENCH
 @click.option(
     "--bench", "bench_file", type=click.Path(dir_okay=False, path_type=Path), help="another virtual bench (other ports)"
 )
-@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="where the run directory goes",
+)
 @click.option("--keep", is_flag=True, help="leave the virtual bench running afterwards")
 def demo(mission_file: Path | None, bench_file: Path | None, runs: Path, keep: bool) -> int:
     """Fly the Star-Compute Qwen-3 mission on the virtual bench; no hardware, no network."""

@@ -42,7 +42,7 @@ def held_lease(daemon: client.Bench, bench: inventory.Bench, board: str) -> Iter
 
 @click.group()
 def lease() -> None:
-    """Who holds which board."""
+    """Acquire, release and list leases: who drives which board."""
 
 
 @lease.command("list")
@@ -72,8 +72,10 @@ def list_(bench_file: str | None, as_json: bool) -> None:
 @lease.command()
 @bench_option
 @click.argument("boards", nargs=-1, required=True)
-@click.option("--ttl-s", type=click.FloatRange(min=1), default=3600.0, show_default=True)
-@click.option("--wait-s", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--ttl-s", type=click.FloatRange(min=1), default=3600.0, show_default=True, help="how long it lasts")
+@click.option(
+    "--wait-s", type=click.FloatRange(min=0), default=0.0, show_default=True, help="how long to stand in line"
+)
 @click.option("--priority", type=click.IntRange(-10, 10), default=0, show_default=True, help="higher is served first")
 @click.option("--preempt", is_flag=True, help="take it from its holder; needs --reason")
 @click.option("--reason", default="", help="shown to all; told to the one who loses the board")

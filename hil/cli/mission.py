@@ -67,7 +67,7 @@ def _warn(cautions: Iterable[str]) -> None:
 
 @click.group()
 def mission() -> None:
-    """List, check, compile and fly missions."""
+    """List, show, check, compile and fly missions."""
 
 
 mission.add_command(routes)
@@ -377,7 +377,13 @@ def _print_summary(timeline: Timeline, told: Overview, out: Path | None) -> None
 @click.option("--contacts-only", is_flag=True, help="skip the gaps between contacts, also with --rate and in cruises")
 @_span_options("the flight")
 @click.option("--certify", is_flag=True, help="measure the link first, into the run; fly only if it passes")
-@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="where the run directory goes",
+)
 def fly(
     mission_file: Path,
     case: str | None,

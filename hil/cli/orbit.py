@@ -62,7 +62,9 @@ def _start_option(function: F) -> F:
 
 
 def _station_option(function: F) -> F:
-    return click.option("--station", required=True, callback=_station, metavar="LAT,LON,ALT_M")(function)
+    return click.option("--station", required=True, callback=_station, metavar="LAT,LON,ALT_M", help="degrees, metres")(
+        function
+    )
 
 
 def _ephemeris(
@@ -92,7 +94,9 @@ def orbit() -> None:
 @orbit.command()
 @_orbit_options
 @_start_option
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True)
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True, help="from start on"
+)
 @json_option
 def eclipses(start: datetime, hours: float, as_json: bool, **source: Any) -> None:
     """Penumbra and umbra entries and exits."""
@@ -115,9 +119,11 @@ def eclipses(start: datetime, hours: float, as_json: bool, **source: Any) -> Non
 @orbit.command()
 @_orbit_options
 @_station_option
-@click.option("--mask-deg", type=click.FloatRange(-5, 89.9), default=5.0, show_default=True)
+@click.option("--mask-deg", type=click.FloatRange(-5, 89.9), default=5.0, show_default=True, help="lowest elevation")
 @_start_option
-@click.option("--hours", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True)
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True, help="from start on"
+)
 @json_option
 def passes(
     station: tuple[float, float, float],
@@ -153,8 +159,10 @@ def passes(
 @_orbit_options
 @_station_option
 @_start_option
-@click.option("--seconds", type=click.FloatRange(min=0), required=True)
-@click.option("--step-s", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--seconds", type=click.FloatRange(min=0), required=True, help="from start on")
+@click.option(
+    "--step-s", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="between samples"
+)
 @json_option
 def track(
     station: tuple[float, float, float],
@@ -201,7 +209,13 @@ def track(
 @orbit.command()
 @_orbit_options
 @_start_option
-@click.option("--days", type=click.FloatRange(min=0, max=400, min_open=True), default=365.0, show_default=True)
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, max=400, min_open=True),
+    default=365.0,
+    show_default=True,
+    help="from start on",
+)
 @json_option
 def seasons(start: datetime, days: float, as_json: bool, **source: Any) -> None:
     """Eclipse seasons, sunlit share and range of beta."""

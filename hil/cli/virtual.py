@@ -13,7 +13,7 @@ from hil.inventory import Bench, load_bench
 
 @click.group()
 def virtual() -> None:
-    """The virtual bench: images, up, down, status."""
+    """The virtual bench: images, up, down, status, supply."""
 
 
 def _bench(file: Path | None) -> Bench:
