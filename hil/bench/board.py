@@ -39,6 +39,8 @@ _T = TypeVar("_T")
 
 FIRST_SAMPLE_S = 5.0
 OFF_MAX_S = 3600.0
+# A board is on and off with its leading channel; of the others it is told under another name.
+OF_AN_INPUT = {"board_on": "input_on", "board_off": "input_off"}
 WENT_OFF = frozenset({"tripped", "envelope_breach"})
 # Told by the power loop at every tick while they last; the log and the journal take one a second.
 FREQUENT = frozenset({"slew_limited", "overrun", "setpoint_lost"})
@@ -64,6 +66,11 @@ class Channel:
     meter: CrossCheck | None = None
     rail: str = ""
     converter_efficiency: float = 1.0
+
+    @property
+    def input(self) -> str:
+        """What the record calls it."""
+        return self.rail or "main"
 
 
 class BoardOwner:
@@ -155,6 +162,14 @@ class BoardOwner:
                     raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
                 await asyncio.sleep(0.01)
         return self._loops[self._lead][0]
+
+    def inputs(self) -> dict[str, PowerSample]:
+        """The newest sample of each channel by the name of its input; where several feed one, with their number."""
+        names = [channel.input for channel in self.channels]
+        return {
+            names[index] if names.count(names[index]) == 1 else f"{names[index]}-{self.channels[index].number}": sample
+            for index, sample in self._newest.items()
+        }
 
     def attach(self, flight: Flight) -> None:
         """Begin a flight on the running loops. Raises what `PowerLoop.attach` raises."""
@@ -396,10 +411,11 @@ class BoardOwner:
 
         def told(kind: str, data: dict[str, Any]) -> None:
             if len(self.channels) > 1:
-                data = {**data, "board": self.name, "input": channel.rail or "main"}
+                data = {**data, "board": self.name, "input": channel.input}
+                kind = kind if index == self._lead else OF_AN_INPUT.get(kind, kind)
             self._event(kind, data)
             if kind in WENT_OFF and len(self.channels) > 1:
-                task = asyncio.get_running_loop().create_task(self._follow_off(f"{data['input']} {kind}"))
+                task = asyncio.get_running_loop().create_task(self._follow_off(f"{channel.input} {kind}"))
                 self._followers.add(task)
                 task.add_done_callback(self._followers.discard)
 

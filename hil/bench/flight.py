@@ -28,7 +28,7 @@ from hil.bench.player import EdgeLike, Played, Player
 from hil.bench.powerloop import PowerLoop
 from hil.bench.powervalues import Bounds, PowerSample
 from hil.bench.powervalues import Flight as PowerFlight
-from hil.bench.recorder import Recorder, Value
+from hil.bench.recorder import TABLES, Recorder, Value
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
 from hil.inventory import Mission, load_mission
@@ -85,6 +85,7 @@ class FlightControl:
         self._clock_lock = asyncio.Lock()
         self._ending: asyncio.Task[dict[str, Any]] | None = None
         self._ledger_at_s = -math.inf
+        self._input_at_s: dict[str, float] = {}
         self.clock = MissionClock(start_s, monotonic())
         self._near_shed_v = max(
             (
@@ -142,7 +143,6 @@ class FlightControl:
                 sunlit=self.timeline.sunlit_at,
                 planned_w=power.board_full_w or self.board.type.power.inference_w,
                 shed=power.shed,
-                array_direct=power.eps.direct is not None,
                 bounds=self._bounds(),
             )
         )
@@ -162,7 +162,20 @@ class FlightControl:
             timeline_sha256=self.timeline.hash,
             soc=eps.state.soc,
             period_s=loop.period_s,
+            **self._fed_over(),
         )
+
+    def _fed_over(self) -> dict[str, Any]:
+        """How the board hangs on the bus, when it has several channels: what does not follow it is modelled."""
+        if len(self.board.channels) == 1:
+            return {}
+        inputs = [
+            {"input": channel.input, "follows_bus": True}
+            if channel.main
+            else {"input": channel.input, "converter_efficiency": channel.converter_efficiency, "label": "modelled"}
+            for channel in self.board.channels
+        ]
+        return {"inputs": inputs}
 
     def _bounds(self) -> Bounds:
         """The mission's; and a load that is to be shed after so long must be looked at twice within that time."""
@@ -275,6 +288,8 @@ class FlightControl:
         else:
             self._watts.clear()  # what it drew before it was switched off says nothing about now
         self._put("power", sample.row())
+        if len(self.board.channels) > 1:
+            self._put_inputs()
         if sample.t_mono - self._ledger_at_s >= LEDGER_S:
             self._put_ledger(sample.t_mono)
         if self._heat is not None and self.state == "running":
@@ -574,6 +589,15 @@ class FlightControl:
             "undervoltage_lockout_v": f"{self.board.type.supply.undervoltage_lockout_v:g}",
             "phases": ",".join(exporter.PHASES),
         }
+
+    def _put_inputs(self) -> None:
+        """What each of several supply channels measured; the `power` table has their watts and joules in one."""
+        for name, sample in self.board.inputs().items():
+            if sample.t_mission is not None and sample.t_mono > self._input_at_s.get(name, -math.inf):
+                self._input_at_s[name] = sample.t_mono
+                row = sample.row()
+                kept = {column: row[column] for column in TABLES["inputs"] if column != "input"}
+                self._put("inputs", {**kept, "board": self.board.name, "input": name})
 
     def _put_ledger(self, now_s: float) -> None:
         """Where the energy has gone since the flight began: the modelled satellite's, and what was measured."""

@@ -22,6 +22,10 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "power_w", "energy_j", "mission_energy_j", "soc", "bus_voltage_v", "array_w", "array_used_w", "battery_w",
         "sunlit", "lateness_s", "gain",
     ),
+    "inputs": (
+        "t_mono", "t_mission", "rate", "board", "input", "state", "voltage_set_v", "voltage_v", "current_a", "power_w",
+        "energy_j", "lateness_s",
+    ),
     "link": (
         "t_mono", "t_mission", "rate", "board", "direction", "delay_s", "loss", "rate_bps", "outage", "scheduled_s",
         "sent_s", "acknowledged_s", "verified_s", "cause",
@@ -38,7 +42,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "clock": ("wall_start_s", "mission_start_s", "rate", "kind", "cause"),
     "meta": ("key", "value"),
 }  # fmt: skip
-_TEXT = frozenset({"board", "state", "direction", "cause", "query", "plane", "kind", "key", "value", "node"})
+_TEXT = frozenset({"board", "state", "direction", "cause", "query", "plane", "kind", "key", "value", "node", "input"})
 _INTEGER = frozenset({"outage", "sent_bytes", "sent_packets", "dropped", "backlog_packets", "n", "may_run"})
 
 

@@ -247,7 +247,7 @@ def _recover_answer(record: Record) -> Measured:
 
 def _off_verified(record: Record) -> Measured:
     events_of(record, "board_off")
-    return extreme(numbers_of(record.of("board_off", "load_shed"), "verified_v"), max, "highest")
+    return extreme(numbers_of(record.of("board_off", "input_off", "load_shed"), "verified_v"), max, "highest")
 
 
 def _power_max(record: Record) -> Measured:
