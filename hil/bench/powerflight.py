@@ -20,12 +20,6 @@ from hil.mission.eps import GAIN_LIMIT
 
 def check_flight(board: str, flight: Flight, board_min_v: float) -> None:
     """UsageError when a mission cannot be flown on a board that is shed below `board_min_v`: a gain above 0.5."""
-    if flight.array_direct:
-        raise UsageError(
-            f"{board}: the mission's array feeds the bus directly: left of its point of maximum power it is a "
-            "current source, which no supply that follows a program can play",
-            hint="`conversion: mppt`; a hardware solar-array simulator plays the curve itself, but not in a flight",
-        )
     floor_v = max(board_min_v, flight.shed.shed_v if flight.shed else 0.0)
     gain = max(flight.eps.gain(flight.planned_w), flight.eps.gain(flight.planned_w, floor_v))
     if not gain <= GAIN_LIMIT:

@@ -99,7 +99,6 @@ class Flight:
 
     `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight. The board
     may be fed over several channels: the bus feeds some, the others are modelled behind a converter.
-    `array_direct`: the array feeds the bus without a tracker between them.
     """
 
     eps: EpsLike
@@ -108,7 +107,6 @@ class Flight:
     sunlit: Callable[[float], float]
     planned_w: float
     shed: ShedLike | None = None
-    array_direct: bool = False
     bounds: Bounds = Bounds()
 
 

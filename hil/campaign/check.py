@@ -181,8 +181,6 @@ def _loop(timeline: Timeline, board: BoardType) -> Finding:
     what, power = "a supply can play the power system", timeline.environment.power
     if power is None:
         return Finding(what, False, "the mission has no `power:`")
-    if power.eps.direct is not None:
-        return Finding(what, False, "`conversion: direct` is not flown: below its maximum an array is a current source")
     eps, full_w = EpsModel(power.eps), power.board_full_w or board.power.inference_w
     floor_v = max(board.supply.voltage_min_v, power.shed.shed_v if power.shed else 0.0)
     gain = max(eps.gain(full_w), eps.gain(full_w, floor_v))

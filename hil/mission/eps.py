@@ -301,7 +301,10 @@ class EpsModel:
         """Loop gain R P / V^2 against a constant-power board: how much the loop feeds its own error back.
 
         R is the resistance that a lasting current meets. `voltage_v` defaults to the present bus voltage (open-circuit
-        while collapsed). Zero on a regulated bus.
+        while collapsed). Zero on a regulated bus. An array that feeds the battery directly is in parallel to it and
+        gives less the higher the voltage, so that the bus moves by R / (1 + R |dI/dV|) an ampere: never by more than R,
+        left of the array's maximum too, where alone it would be a current source that no programmed supply can play.
+        Without a battery to hold the bus `EpsConfig` refuses direct transfer.
         """
         if self.config.regulated_bus_v is not None:
             return 0.0

@@ -367,6 +367,24 @@ def test_direct_transfer_burns_the_excess_in_its_shunt() -> None:
     assert model.ledger.mppt_loss_j == 0.0
 
 
+@pytest.mark.parametrize("cells", [3, 4, 5])
+@pytest.mark.parametrize("soc", [0.2, 0.5, 0.8])
+def test_the_gain_bounds_the_loop_where_an_array_feeds_the_battery_directly(cells: int, soc: float) -> None:
+    """Left of its maximum (17 V), at its knee and right of it the array only stiffens the bus. By differences."""
+    config = EpsConfig(10.0, cells_series=cells, resistance_ohm=0.3, direct=CURVE, initial_soc=soc, charge_max_c=2.0)
+    model, points = EpsModel(config), []
+    for board_w in (25.0, 25.001):
+        volts = model.step(0.0, board_w, CURVE.max_power()[2]).bus_voltage_v
+        points.append((volts, board_w / volts))
+    (before_v, before_a), (after_v, after_a) = points
+    slope_ohm = (before_v - after_v) / (after_a - before_a)
+    assert 0 < slope_ohm <= 0.3 * (1 + 1e-4)
+    assert slope_ohm * 25.0 / after_v**2 <= model.gain(25.0) * (1 + 1e-4)
+    step_v = 1e-3
+    amps_per_v = (CURVE.current_a(after_v) - CURVE.current_a(after_v + step_v)) / step_v
+    assert slope_ohm == pytest.approx(0.3 / (1 + 0.3 * amps_per_v), rel=0.01)
+
+
 def test_direct_transfer_above_open_circuit_gives_nothing() -> None:
     model = EpsModel(EpsConfig(1.0, cells_series=8, direct=CURVE, initial_soc=0.5))
     state = model.step(1.0, 5.0, 30.0)

@@ -166,10 +166,25 @@ def test_the_missions_bounds_are_the_loops(tmp_path: Path) -> None:
         fly(tmp_path, tmp_path / "mission.yaml", never)
 
 
-def test_an_array_without_a_tracker_is_not_flown(tmp_path: Path) -> None:
+DIRECT = "conversion: direct, curve: {voc_v: 20, isc_a: 2.75, vmp_v: 17.5, imp_a: 2.515}, bol_w: "
+
+
+def test_an_array_without_a_tracker_is_flown_on_a_battery(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.until(lambda: ((rig.board.last and rig.board.last.array_used_w) or 0.0) > 1.0)
+        state = rig.flight.describe()
+        assert state["invalid"] == []
+        assert rig.board.last is not None
+        assert rig.board.last.voltage_set_v == pytest.approx(state["power"]["bus_voltage_v"], abs=0.1)
+
+    fly(tmp_path, mission(tmp_path, bol_w=DIRECT), body)
+
+
+def test_an_array_without_a_tracker_is_not_flown_without_a_battery(tmp_path: Path) -> None:
     async def never(rig: Rig) -> None:
         raise AssertionError("it must not fly")
 
-    direct = "conversion: direct, curve: {voc_v: 20, isc_a: 2.75, vmp_v: 17.5, imp_a: 2.515}, bol_w: "
-    with pytest.raises(UsageError, match="array feeds the bus directly"):
-        fly(tmp_path, mission(tmp_path, bol_w=direct), never)
+    path = mission(tmp_path, bol_w=DIRECT, capacity_wh="capacity_wh: 0, was: ")
+    path.write_text(path.read_text().replace("was: 10.4, ", "").replace("initial_soc: 1.0", "initial_soc: 0"))
+    with pytest.raises(UsageError, match=r"mission.yaml:\d+: .*without a battery the bus needs regulated_v and .*mppt"):
+        fly(tmp_path, path, never)
