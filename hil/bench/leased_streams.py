@@ -65,8 +65,8 @@ class LeasedStreams:
         """End the streams of a board at once: its lease is over, or (`watch`) its power was cut."""
         for task, item in tuple(self._open.items()):
             if item.board == board and kind in (None, item.kind):
-                item.writer.transport.abort()
-                task.cancel()  # it may wait for a board that takes nothing
+                item.writer.transport.abort()  # the client's end is the news: it must not wait for the task
+                task.cancel()  # which may wait for a board that takes nothing
 
     async def close(self) -> None:
         if self._server is not None:
@@ -89,6 +89,8 @@ class LeasedStreams:
             _say(writer, {"error": describe_error(error)})
         except (OSError, TimeoutError, ValueError):
             pass  # not one of our clients, or it went away
+        except asyncio.CancelledError:
+            writer.transport.abort()  # `end`: asyncio would log a cancelled handler as an error
         finally:
             self._open.pop(task, None)
             writer.close()

@@ -183,7 +183,6 @@ class RemoteServer:
         self._context.num_tickets = 0  # clients look for bytes that nobody asked for
         self._context.load_cert_chain(*tls)
         self._context.set_alpn_protocols([STREAM_PROTOCOL, "http/1.1"])
-        self._streams: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str, port: int) -> tuple[asyncio.Server, int]:
         """Listen; returns the server and its port. Raises BenchError when the address is taken."""

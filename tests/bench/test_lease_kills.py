@@ -163,13 +163,12 @@ def storm(lab: Lab, directory: Path, kills: int) -> dict[str, int]:
         for holder in holders:
             holder.kill()
             past += holder.said
+        print("\n".join(line for line in past if line[:2] not in ("W ", "H ", "R ")))
     for line in past:
         kind = line.split(" ")[0]
         name = {"H": "granted", "W": "", "R": ""}.get(kind, kind if kind in ("double", "lost") else "strange")
         if name:
             count[name] += 1
-        if name in ("double", "lost", "strange"):
-            print(line)
     return count
 
 

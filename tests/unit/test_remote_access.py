@@ -43,7 +43,6 @@ class Served:
         self.token = self.users.add("anna", 0.0)
         self.tls = certificate(directory, "test")
         self._stream = directory / "s.sock"
-        self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
         self._thread.start()
@@ -53,7 +52,8 @@ class Served:
         return Address("127.0.0.1", self.port, pinned or fingerprint(self.tls[0]), token or self.token)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
         assert not self._thread.is_alive()
 
@@ -64,7 +64,7 @@ class Served:
 
     def _serve(self, ready: threading.Event) -> None:
         async def body() -> None:
-            self._over = asyncio.Event()
+            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
             async with await asyncio.start_unix_server(echo, self._stream):
                 remote = RemoteServer(app, self.users, self.tls, self._socket)
                 server, self.port = await remote.start("127.0.0.1", 0)
@@ -72,7 +72,7 @@ class Served:
                 await self._over.wait()
                 server.close()
 
-        self._loop.run_until_complete(body())
+        asyncio.run(body())
 
 
 @pytest.fixture
