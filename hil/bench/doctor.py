@@ -12,13 +12,15 @@ from hil.bench.board import BoardOwner
 from hil.bench.host import host_checks
 from hil.bench.levels import CutTimes, capability_level, outlet_answer
 from hil.bench.player import LinkOwner
+from hil.bench.powerfaults import DIP_MIN_S, ONE_TURN_S
 from hil.drivers import link_backends
-from hil.drivers.dialects import dialect
+from hil.drivers.dialects import Capabilities, dialect
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import HilError, UsageError
 from hil.inventory.bench import BenchBoard
 
 TIMEOUT_S = 15.0
+NOT_ASKED = {"regulation": "CV or CC", "trips": "which protection tripped"}
 WATCHDOG = "armed while a board is on; anybody who polls this supply feeds it too, and a dashboard that does defeats it"
 
 
@@ -71,9 +73,22 @@ async def _supply(name: str, supply: ScpiSupply, spoken: str) -> list[Check]:
         checks.append(Check(name, "watchdog", None, WATCHDOG))
     if dialect(spoken).lease_group:
         checks.append(Check(name, "channels", None, "not independent: boards on them are leased together"))
+    checks.append(Check(name, "dips", None, _dips(supply.capabilities)))
+    for what, why in dialect(spoken).unknown.items():
+        checks.append(Check(name, NOT_ASKED[what], None, f"unknown: {why}"))
     if unverified:
         checks.append(Check(name, "commands not in the manual", None, ", ".join(unverified)))
     return checks
+
+
+def _dips(can: Capabilities) -> str:
+    """How a brown-out is played on this supply, and what the first figure of its result is."""
+    if can.lists is None:
+        return "two writes, measured: it has no list that we know"
+    if can.lists.unused:
+        return f"two writes, measured: {can.lists.unused}"
+    least_s, step_s = max(can.lists.dwell_min_s, DIP_MIN_S), can.lists.dwell_step_s
+    return f"its own list, {least_s:g} to {ONE_TURN_S:g} s in steps of {step_s:g} s; longer ones are metered as they go"
 
 
 async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_alive: bool) -> list[Check]:

@@ -88,9 +88,11 @@ def _read(bench_file: str | None, board_name: str | None, as_json: bool) -> None
 @click.option("--duration-s", required=True, type=float, help="0.01 to 60")
 @json_option
 def dip(bench_file: str | None, board_name: str | None, depth_v: float, duration_s: float, as_json: bool) -> None:
-    """Lower the bus for a while; prints what the supply reached."""
+    """Lower the bus for a while; prints what the supply reached, and who timed it."""
     with _leased(bench_file, board_name) as board:
         done = board.power.brown_out(depth_v, duration_s)
+    if not as_json:
+        click.echo(f"{board.name}: {done.low_v:g} V {done.played}")
     _say(asdict(done), as_json)
 
 

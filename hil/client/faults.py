@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hil.errors import BenchError
 
@@ -16,8 +16,9 @@ ASK_S = 20.0  # one long poll
 class BrownOut:
     """A dip as it was: `reached_s` instead of `asked_s`, with `command_s` a measured exchange of the supply.
 
-    `lowest_v` is None when the dip was too short to be measured. `lockout`: below the board's lock-out, so that its
-    power counts as cut.
+    `by`: the supply's own `list`, whose dwell `reached_s` was read back before it began, or two `writes`, between which
+    it was measured. `lowest_v` is None when the dip was too short to be measured. `output_on` is false when a
+    protection switched off, one of `trips`. `lockout`: below the board's lock-out, so that its power counts as cut.
     """
 
     low_v: float
@@ -27,6 +28,15 @@ class BrownOut:
     lowest_v: float | None
     output_on: bool
     lockout: bool
+    by: Literal["list", "writes"]
+    trips: Sequence[str]
+
+    @property
+    def played(self) -> str:
+        """Who timed it, in words."""
+        if self.by == "list":
+            return f"by the instrument's list, {self.reached_s * 1000:g} ms as read back"
+        return f"by two writes, measured {self.reached_s * 1000:.1f} ms"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,21 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from test_powerloop import ENVELOPE, Rig, fly
 
+from hil.bench import powerfaults
 from hil.bench.powerfaults import DIP_MAX_S, DipFailed, LatchUpLimits, LatchUpWatch, check_dip
 from hil.bench.safety import Envelope
+from hil.client import faults as client
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
 from hil.virtual.supply import Channel, Fault, Load, RecordedLoad, VirtualSupply
+from hil.virtual.supply.sequence import Sequence, Step
 
 LOCKED = dataclasses.replace(ENVELOPE, undervoltage_lockout_v=8.5, brownout_min_v=2.0)
 Body = Callable[[Rig], Awaitable[None]]
@@ -78,31 +81,31 @@ def test_a_dip_of_milliseconds_is_as_long_as_the_board_sees_it(tmp_path: Path, d
 
 
 @pytest.mark.parametrize("duration_s", [0.01, 0.3])
-def test_a_supply_with_a_list_plays_the_dip_itself(tmp_path: Path, duration_s: float) -> None:
-    """Seen at the virtual terminals: never longer than the dwell, and back at the old set point in fixed mode."""
+def test_a_supply_with_a_list_plays_the_dip_itself(
+    tmp_path: Path, duration_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen inside the instrument: as long as the dwell, however busy we are, and back in fixed mode."""
     load = RecordedLoad(((0.0, 6.0),))
-    low: list[float] = []
+    played: list[tuple[float, Step]] = []
+    due = Sequence.due
+
+    def seen(sequence: Sequence, now_s: float) -> Iterator[tuple[float, Step]]:
+        for moment in due(sequence, now_s):
+            played.append(moment)
+            yield moment
 
     async def body(rig: Rig) -> None:
+        monkeypatch.setattr(Sequence, "due", seen)
         box = rig.virtual.instrument
-
-        async def watch() -> None:
-            while True:
-                box.tick()
-                if box.channels[1].voltage_set_v == 11.0:
-                    low.append(time.monotonic())
-                await asyncio.sleep(0.001)
-
-        seen = asyncio.create_task(watch())
         done = await rig.loop.request_dip(4.0, duration_s)
-        seen.cancel()
         assert (done.by, done.reached_s, done.output_on, done.trips) == ("list", duration_s, True, ())
         assert (box.channels[1].voltage_set_v, box.execute("VOLT:MODE? (@1)")) == (15.0, "FIX")
         assert rig.of("brown_out")[0]["by"] == "list"
         assert rig.loop.state == "on"
 
     powered(tmp_path, body, load, model="keysight-n6700")
-    assert duration_s / 2 < low[-1] - low[0] <= duration_s + 0.001
+    assert [(step.voltage_v, step.current_a) for _, step in played] == [(11.0, None), (15.0, 2.0)]
+    assert played[1][0] - played[0][0] == pytest.approx(duration_s, abs=1e-6)
     assert [on for _, on in load.edges] == [True, False]  # never below its lock-out, until it was switched off
 
 
@@ -300,6 +303,14 @@ def test_a_slow_supply_says_what_it_reached(tmp_path: Path) -> None:
 def test_a_dip_has_bounds_without_a_supply() -> None:
     assert check_dip(LOCKED, Setpoint(15.0, 2.0), 13.0, 0.01) == 2.0
     assert check_dip(ENVELOPE, Setpoint(15.0, 2.0), 15.0, 1.0) == 0.0
+
+
+def test_a_client_is_told_who_timed_the_dip() -> None:
+    fields = (11.0, 0.01, 0.01, 0.002, None, True, False)
+    assert client.BrownOut(*fields, "list", []).played == "by the instrument's list, 10 ms as read back"
+    assert client.BrownOut(*fields, "writes", []).played == "by two writes, measured 10.0 ms"
+    answer = {field.name for field in dataclasses.fields(powerfaults.BrownOut)}
+    assert {field.name for field in dataclasses.fields(client.BrownOut)} <= answer  # by name, over HTTP
 
 
 # ---------------------------------------------------------------------------------------------------------- latch-up

@@ -832,8 +832,8 @@ def test_bk_whose_protection_stays_off_is_refused() -> None:
 # --------------------------------------------------------------------------------------------------------------- dips
 def loading(transient: str, volts: str = "4", dwell: str = "0.01") -> tuple[Exchange, ...]:
     """A dip as Keysight's list on channel 1: what is set now, then what is told."""
-    told = ("CURR:MODE FIX", "LIST:COUN 1", "LIST:STEP AUTO", "LIST:TERM:LAST OFF", f"LIST:VOLT {volts}")
-    told += (f"LIST:DWEL {dwell}", f"TRIG{transient}:SOUR IMM", "VOLT:MODE LIST")
+    told = [*("CURR:MODE FIX", "LIST:COUN 1", "LIST:STEP AUTO", "LIST:TERM:LAST OFF", f"LIST:VOLT {volts}")]
+    told += [f"LIST:DWEL {dwell}", f"TRIG{transient}:SOUR IMM", "VOLT:MODE LIST"]
     return (*ask("VOLT? (@1)", "+5.50000000E+00"), *say(*(f"{text},(@1)" for text in told)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import threading
@@ -12,9 +13,36 @@ from typing import Any
 import pytest
 
 import hil
-from hil.bench.doctor import _planes
+from hil.bench.doctor import Check, _planes, _supply
 from hil.bench.host import ClockState, host_checks, kernel_clock
+from hil.drivers.scpi import ScpiSupply
 from hil.inventory.bench import BenchBoard
+from hil.virtual.supply import VirtualSupply
+
+DIPS = {
+    "keysight-n6700": "its own list, 0.01 to 0.5 s in steps of 1e-06 s; longer ones are metered as they go",
+    "rs-hmp": "two writes, measured: its arbitrary sequence cannot be read back before it runs",
+    "tti-cpx": "two writes, measured: it has no list that we know",
+}
+
+
+@pytest.mark.parametrize("name", sorted(DIPS))
+def test_a_supply_says_how_it_dips_and_why_something_is_not_asked(name: str) -> None:
+    async def ask() -> list[Check]:
+        async with VirtualSupply(name) as virtual:
+            supply = ScpiSupply(name, f"tcp://127.0.0.1:{virtual.port}")
+            try:
+                return await _supply("psu1", supply, name)
+            finally:
+                await supply.close()
+
+    found = {check.what: check for check in asyncio.run(ask())}
+    assert found["dips"].found.startswith(DIPS[name])
+    assert found["dips"].ok is None
+    told = found.get("CV or CC")
+    assert (told.found if told else "").startswith("unknown: its limit register" if name == "tti-cpx" else "")
+    assert (told is not None) == (name == "tti-cpx")
+
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -396,6 +396,42 @@ def test_n6700_a_trip_during_a_list_does_not_stop_the_list() -> None:
     assert box.channel().output_on  # and a clear lets its present step out
 
 
+def test_n6700_an_aborted_list_leaves_what_was_set_before_it() -> None:
+    box = n6700()
+    box.type("LIST:TERM:LAST ON,(@1)", "LIST:COUN INF,(@1)", *LIST, "*TRG")
+    assert box.type("LIST:COUN? (@1)") == "9.9E37"
+    box.wait(0.15)
+    assert (box.channel().voltage_set_v, box.type("STAT:OPER:COND? (@1)")) == (12.0, "65")
+    box.type("ABOR:TRAN (@1)")
+    assert (box.channel().voltage_set_v, box.type("STAT:OPER:COND? (@1)")) == (15.0, "1")
+    box.wait(1.0)
+    assert box.channel().voltage_set_v == 15.0
+    box.type("INIT:TRAN (@1)")
+    assert box.type("STAT:OPER:COND? (@1)") == "81"  # waiting for its trigger
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [("0.0100004", 0.01), ("0.0100006", 0.010001), ("0.300004", 0.3), ("2.70004", 2.7), ("30.0004", 30.0), ("0", 0.0)],
+)
+def test_n6700_keeps_a_dwell_as_finely_as_its_guide_says(told: str, kept: float) -> None:
+    box = n6700()
+    assert float(box.type("LIST:DWEL? (@1)") or "") == 0.001  # one step before anything is told
+    box.type(f"LIST:DWEL {told},(@1)")
+    assert float(box.type("LIST:DWEL? (@1)") or "") == pytest.approx(kept, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "refused", ["LIST:DWEL 0.009,(@1)", "LIST:DWEL 3601,(@1)", "LIST:COUN 257,(@1)", "LIST:VOLT 6.2,(@1)"]
+)
+def test_e36300_lists_have_bounds_of_their_own(refused: str) -> None:
+    box = Box("keysight-e36300", board(), channel=1)
+    box.type("LIST:DWEL 0.01,3600,(@1)", "LIST:COUN 256,(@1)")
+    assert box.type("SYST:ERR?") == '+0,"No error"'
+    box.type(refused)
+    assert box.type("SYST:ERR?") == '-222,"Data out of range"'
+
+
 def test_n6700_lists_of_different_length_are_refused() -> None:
     box = n6700()
     box.type("LIST:CURR 1,2,(@1)", "CURR:MODE LIST,(@1)", *LIST)

@@ -125,6 +125,57 @@ def test_the_driver_arms_the_watchdog_and_tells_its_trip_from_the_reply_that_lie
     run("keysight-n6700", load, tmp_path, body)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_driver_dips_by_a_list_where_it_knows_one(name: str, tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 3.0),), undervoltage_lockout_v=3.0)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        channel = virtual.instrument.channels[1]
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.output(1, True)
+        await asyncio.sleep(0.05)
+        done = await supply.dip(1, 4.0, 5.0, 0.01)
+        assert (done.by_list, done.output_on, done.trips) == ("keysight-n6700" in name or "e36300" in name, True, ())
+        assert done.lasted_s == 0.01 if done.by_list else 0.01 <= done.lasted_s < 1.0
+        assert (channel.voltage_set_v, channel.current_limit_a) == (5.0, 1.0)
+        assert not virtual.instrument.sequences
+        assert [on for _, on in load.edges] == [True]  # 4 V were enough for it
+        assert await supply.errors() == ()
+
+    run(name, load, tmp_path, body)
+
+
+SOURCES = [name for name in MODELS if dialect(name).has("regulation") and not dialect(name).has("sas_mode")]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_driver_tells_constant_current_from_constant_voltage(name: str, tmp_path: Path) -> None:
+    load = ResistiveLoad(10.0)
+
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.output(1, True)
+        await asyncio.sleep(0.1)
+        assert await supply.regulation(1) == "CV"
+        await supply.program(1, Setpoint(5.0, 0.2))
+        await asyncio.sleep(0.3)
+        assert virtual.instrument.channels[1].mode == "CC"
+        assert await supply.regulation(1) == "CC"
+
+    run(name, load, tmp_path, body)
+
+
+@pytest.mark.parametrize("kind", ["ovp", "ocp"])
+def test_a_genesys_tells_its_two_trips_apart(kind: str, tmp_path: Path) -> None:
+    async def body(virtual: VirtualSupply, supply: ScpiSupply) -> None:
+        await supply.program(1, Setpoint(5.0, 1.0))
+        await supply.output(1, True)
+        virtual.instrument.trip(1, kind)
+        assert await supply.tripped(1) == (kind,)
+
+    run("tdk-genesys", RecordedLoad(((0.0, 3.0),), undervoltage_lockout_v=3.0), tmp_path, body)
+
+
 @pytest.mark.parametrize("name", ["keysight-e4360", "keysight-mp4300", "chroma-62000h-s", "ea-pv"])
 def test_the_driver_plays_an_array(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = ResistiveLoad(CURVE.vmp_v / CURVE.imp_a)
