@@ -100,7 +100,7 @@ def common(box: Instrument, entry: Callable[[int, str], str] = queue_entry) -> l
     ]
 
 
-def _accessors(attribute: str) -> tuple[Callable[[Channel], Any], Callable[[Channel, object], None]]:
+def accessors(attribute: str) -> tuple[Callable[[Channel], Any], Callable[[Channel, object], None]]:
     """How to read and write a path such as `ovp.level` of a channel."""
     owner, _, name = attribute.rpartition(".")
 
@@ -131,7 +131,7 @@ class Handlers:
 
         `attribute` is a path from the channel, `top` names the limit in its model.
         """
-        read, write = _accessors(attribute)
+        read, write = accessors(attribute)
 
         def handle(request: Request) -> str | None:
             channels = self.pick(request)
@@ -165,7 +165,7 @@ class Handlers:
 
     def span(self, attribute: str, low: float, high: float, show: Show, scale: float = 1.0) -> Handler:
         """A number of a channel with a range that is the same for all, `scale` wire units each SI unit."""
-        read, write = _accessors(attribute)
+        read, write = accessors(attribute)
 
         def handle(request: Request) -> str | None:
             channels = self.pick(request)
@@ -182,7 +182,7 @@ class Handlers:
 
     def flag(self, attribute: str, show: Callable[[bool], str] = digit) -> Handler:
         """A switch of a channel."""
-        read, write = _accessors(attribute)
+        read, write = accessors(attribute)
 
         def handle(request: Request) -> str | None:
             channels = self.pick(request)

@@ -7,10 +7,9 @@ unknown command sets bit 5 of the event status, a value out of range bit 4 and a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from hil.virtual.supply.commands import one_channel
+from hil.virtual.supply.commands import accessors, one_channel
 from hil.virtual.supply.instrument import Instrument, SupplyModel, trip_channel
 from hil.virtual.supply.language import ScpiFault
 from hil.virtual.supply.physics import Channel, ChannelModel
@@ -19,6 +18,24 @@ OUT_OF_RANGE = 115
 WRONG_STATE = 116
 _COMMAND = re.compile(r"(\*?[A-Z]+?)(\d)?(V|O)?(\?)?(?:\s+(\S+))?")
 _PLAIN = re.compile(r"(\*[A-Z]+|OPALL|TRIPRST|EER|QER|IFLOCK|IFUNLOCK|LOCAL|ADDRESS|CONFIG)(\?)?(?:\s+(\S+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A number of an output: where a channel and its model keep it, the tag of its answer, its decimals."""
+
+    path: str
+    top: str
+    tag: str
+    places: int
+
+
+_LEVELS = {
+    "V": _Level("voltage_set_v", "max_v", "V", 2),
+    "I": _Level("current_limit_a", "max_a", "I", 3),
+    "OVP": _Level("ovp.level", "max_ovp_v", "VP", 2),
+    "OCP": _Level("ocp.level", "max_ocp_a", "CP", 3),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +102,13 @@ class Cpx:
             raise ScpiFault(-100, "Command error")
         name, number, kind, asks, value = found.groups()
         unit = _Unit(one_channel(self.box, int(number)), number, kind, bool(asks), value)
-        handlers: dict[str, Callable[[_Unit], str | None]] = {
-            "V": self._voltage,
-            "I": self._current,
-            "OVP": self._over_voltage,
-            "OCP": self._over_current,
-            "OP": self._output,
-            "LSR": self._limits,
-        }
-        if name not in handlers:
-            raise ScpiFault(-100, "Command error")
-        return handlers[name](unit)
+        if name in _LEVELS:
+            return self._level(name, unit)
+        if name == "OP":
+            return self._output(unit)
+        if name == "LSR":
+            return self._limits(unit)
+        raise ScpiFault(-100, "Command error")
 
     def _plain(self, name: str, asks: bool, value: str | None) -> str | None:
         box, now = self.box, self.box.clock()
@@ -139,40 +152,17 @@ class Cpx:
             raise ScpiFault(-100, "Command error")
         return answers[name]
 
-    def _voltage(self, unit: _Unit) -> str | None:
-        channel = unit.channel
+    def _level(self, name: str, unit: _Unit) -> str | None:
+        """A number of the output: set, read back with its tag, or measured at the terminals."""
+        level, channel = _LEVELS[name], unit.channel
+        read, write = accessors(level.path)
+        if unit.asks and unit.kind == "O" and name in ("V", "I"):
+            return f"{channel.terminal_v:.2f}V" if name == "V" else f"{channel.current_a:.3f}A"
         if unit.asks:
-            if unit.kind == "O":
-                return f"{channel.terminal_v:.2f}V"
-            return f"V{unit.number} {channel.voltage_set_v:.2f}"
-        if unit.kind == "O":
+            return f"{level.tag}{unit.number} {read(channel):.{level.places}f}"
+        if unit.kind and (name, unit.kind) != ("V", "V"):  # `V1V` waits until it is there
             raise ScpiFault(-100, "Command error")
-        channel.voltage_set_v = round(_value(unit.value, channel.model.max_v), 2)  # `V1V` waits until it is there
-        return None
-
-    def _current(self, unit: _Unit) -> str | None:
-        channel = unit.channel
-        if unit.asks:
-            if unit.kind == "O":
-                return f"{channel.current_a:.3f}A"
-            return f"I{unit.number} {channel.current_limit_a:.3f}"
-        if unit.kind:
-            raise ScpiFault(-100, "Command error")
-        channel.current_limit_a = round(_value(unit.value, channel.model.max_a), 3)
-        return None
-
-    def _over_voltage(self, unit: _Unit) -> str | None:
-        channel = unit.channel
-        if unit.asks:
-            return f"VP{unit.number} {channel.ovp.level:.2f}"
-        channel.ovp.level = round(_value(unit.value, channel.model.max_ovp_v), 2)
-        return None
-
-    def _over_current(self, unit: _Unit) -> str | None:
-        channel = unit.channel
-        if unit.asks:
-            return f"CP{unit.number} {channel.ocp.level:.3f}"
-        channel.ocp.level = round(_value(unit.value, channel.model.max_ocp_a), 3)
+        write(channel, round(_value(unit.value, getattr(channel.model, level.top)), level.places))
         return None
 
     def _output(self, unit: _Unit) -> str | None:
