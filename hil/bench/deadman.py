@@ -30,7 +30,7 @@ from typing import Any
 
 from hil.bench.levels import cut_outlet
 from hil.bench.safety import Intent, IntentJournal
-from hil.drivers.scpi import ForcedOff, force_off
+from hil.drivers.forced_off import ForcedOff, force_off
 from hil.drivers.transport import parse_any_address
 from hil.errors import BenchError, SafetyError
 

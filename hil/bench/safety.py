@@ -23,7 +23,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from hil.bench.levels import CapabilityLevel, Layers, cut_outlet
-from hil.drivers.scpi import ForcedOff, InstrumentError, Supply, force_off
+from hil.drivers.forced_off import ForcedOff, force_off
+from hil.drivers.scpi import InstrumentError, Supply
 from hil.drivers.transport import endpoint
 from hil.errors import BenchError, SafetyError
 from hil.model import Reading, Setpoint

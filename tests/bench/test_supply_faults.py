@@ -8,15 +8,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from hil.drivers.forced_off import ForcedOff, force_off
 from hil.drivers.scpi import (
-    ForcedOff,
     InstrumentClosed,
     InstrumentError,
     InstrumentTimeout,
     ReadbackError,
     ReplyError,
     ScpiSupply,
-    force_off,
 )
 from hil.errors import BenchError
 from hil.model import Setpoint

@@ -16,7 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from hil.drivers.codec import LINE, SILENCE, Frame, Inbox, InstrumentClosed, InstrumentTimeout, ReplyError
-from hil.drivers.scpi import ScpiSupply, force_off
+from hil.drivers.forced_off import force_off
+from hil.drivers.scpi import ScpiSupply
 from hil.drivers.transport import Address, Transport, endpoint, parse_any_address, transport_for
 from hil.drivers.transport_tcp import TcpTransport
 from hil.errors import UsageError

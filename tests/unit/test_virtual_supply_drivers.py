@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hil.drivers.dialects import dialect
-from hil.drivers.scpi import ScpiSupply, force_off
+from hil.drivers.forced_off import force_off
+from hil.drivers.scpi import ScpiSupply
 from hil.drivers.solar import Curve, leave_array, play_array
 from hil.model import Setpoint
 from hil.virtual.supply import MODELS, Load, RecordedLoad, ResistiveLoad, VirtualSupply, ea
