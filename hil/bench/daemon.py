@@ -713,10 +713,14 @@ class Daemon:
         return self.flight.describe()
 
     async def _meta(self, board: BoardOwner) -> dict[str, str]:
-        supply = board.channels[0].supply
-        await supply.open()
-        facts = {"bench": self.bench.name, "hil_version": hil.__version__, "supply": str(supply.identity)}
-        facts["capability_level"] = str(await board.channels[0].layers.level(supply.capabilities))
+        facts = {"bench": self.bench.name, "hil_version": hil.__version__}
+        supplies, levels = [], []
+        for channel in board.channels:
+            await channel.supply.open()
+            told = f"{channel.input}: " if len(board.channels) > 1 else ""
+            supplies.append(f"{told}{channel.supply.identity}")
+            levels.append(f"{told}{await channel.layers.level(channel.supply.capabilities)}")
+        facts |= {"supply": " | ".join(supplies), "capability_level": " | ".join(levels)}
         facts["time_to_off"] = self.cut_times.said(board.name)
         if board.link is not None:
             facts["link_box"] = json.dumps(await board.link.preflight())

@@ -463,7 +463,10 @@ class FlightControl:
             "upload_bytes": self._upload_bytes,
             "tokens": self.tokens,
             "invalid": list(self.invalid),
-            "overruns": {"player": self.player.overruns, "power": 0 if self._loop is None else self._loop.overruns},
+            "overruns": {
+                "player": self.player.overruns,
+                "power": 0 if self._loop is None else self._loop.ledger.overruns,
+            },
             "error": None if self.error is None else describe_error(self.error),
         }
 

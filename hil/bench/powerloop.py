@@ -28,6 +28,7 @@ from hil.bench import safety
 from hil.bench.crosscheck import CrossCheck
 from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
+from hil.bench.metering import Metering
 from hil.bench.pacing import Pacing
 from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
 from hil.bench.powerflight import FlightPower, check_flight
@@ -92,7 +93,6 @@ class PowerLoop:
         self.board = board
         self.state: State = "off"
         self.overruns = 0
-        self.ledger = PowerLedger()
         self.last: PowerSample | None = None
         self.period_s = (tuning or Tuning()).period_min_s
         self._supply = supply
@@ -109,7 +109,6 @@ class PowerLoop:
         self._tuning = tuning or Tuning()
         self._clock = clock
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
-        self._flown: FlightPower | None = None
         self._others: Others | None = None  # of the loop that leads a flight
         self._main = main
         self._efficiency = 1.0 if main else converter_efficiency
@@ -122,22 +121,26 @@ class PowerLoop:
         self._slot = (pacing or Pacing()).join(id(supply))
         self._writes_s: deque[float] = deque(maxlen=5)
         self._meter = meter
-        self._lost = False
-        self._previous: Reading | None = None
-        self._filtered_a = 0.0
-        self._fresh_s = clock()
+        self._metering = Metering(board, supply, channel, self._tuning, tell=self._pass_on, clock=clock)
         self._breach_since_s: float | None = None
         self._foreign = False
         self._setpoint_late_s = 0.0
-        self._energy_j = 0.0
         self._energy_at_on_j = 0.0
-        self._mission_energy_j = 0.0
         self._running = False
 
     # ---------------------------------------------------------------------------------------------- for others
     @property
     def flight(self) -> Flight | None:
         return None if self._flown is None else self._flown.flight
+
+    @property
+    def ledger(self) -> PowerLedger:
+        """What was measured and fed since the flight began, the last one's after its end."""
+        return self._metering.ledger
+
+    @property
+    def _flown(self) -> FlightPower | None:
+        return self._metering.flown
 
     async def request_on(self, setpoint: Setpoint | None = None) -> PoweredOn:
         """Run the start sequence; returns when the board has its voltage. In a flight the bus voltage decides.
@@ -186,7 +189,7 @@ class PowerLoop:
         flown = FlightPower(flight, board_min_v, tell=self._pass_on, clock=self._clock, meter=meter)
         self._others = others
         for loop in loops:
-            loop._flown, loop.ledger = flown, flown.ledger
+            loop._metering.flown, loop._metering.ledger = flown, flown.ledger
 
     def _check_flight(self, flight: Flight) -> None:
         if self.period_s > flight.bounds.period_s:
@@ -203,7 +206,7 @@ class PowerLoop:
         if self._others is not None:
             for _, loop in (*self._others.before, *self._others.after):
                 loop.detach()
-        self._flown = self._others = None
+        self._metering.flown = self._others = None
         if self.state == "shed":
             self.state = "off"
 
@@ -281,10 +284,9 @@ class PowerLoop:
     async def _tick(self, due_s: float, lateness_s: float) -> None:
         self._setpoint_late_s = 0.0
         self._check_heartbeat()
-        reading = await self._measure()
+        reading = await self._read()
         if reading is None:
             return
-        self._account(reading)
         if self._energized and not reading.output_on:
             await self._on_trip(reading)
         elif self._energized:
@@ -308,11 +310,6 @@ class PowerLoop:
         self.ledger.latest_s = max(self.ledger.latest_s, lateness_s)
         if self._flown is not None:
             self._flown.judge_timing(self.board, lateness_s, self.period_s)
-
-    def _judge_gap(self, gap_s: float) -> bool:
-        """As `FlightPower.judge_gap`; counted without a flight too."""
-        self.ledger.longest_gap_s = max(self.ledger.longest_gap_s, gap_s)
-        return self._flown is not None and self._flown.judge_gap(self.board, gap_s)
 
     async def _cross_check(self, meter: CrossCheck) -> None:
         """Hold the second meter against the supply while the output is on. Never stops the loop."""
@@ -344,47 +341,6 @@ class PowerLoop:
             if self._flown is not None:
                 self._flown.declare(self.board, "meters", cause, supply_w=found.supply_w, board_w=found.board_w)
 
-    async def _measure(self) -> Reading | None:
-        """A reading, or None when the supply did not answer this time; SafetyError when that lasts while it is on."""
-        try:
-            reading = await self._supply.measure(self._channel)
-        except InstrumentError as error:
-            if not self._lost:
-                self._lost = True
-                self._tell("sample_lost", error=error.message)
-            age = self._clock() - self._fresh_s
-            self.ledger.lost_samples += 1
-            if self._energized:
-                self._judge_gap(age)
-            if self._energized and age > self._tuning.stale_s:
-                raise SafetyError(
-                    f"{self.board}: no measurement for {age:.1f} s while the output is on: {error.message}",
-                    hint="check the supply and its network; its output is switched off as soon as it answers",
-                ) from error
-            return None
-        if self._lost:
-            self._lost = False
-            self._tell("sample_back", gap_s=self._clock() - self._fresh_s)
-        self._fresh_s = self._clock()
-        return reading
-
-    def _account(self, reading: Reading) -> None:
-        """Energy by trapezoid from raw samples; the fed-back current through one pole."""
-        self.ledger.samples += 1
-        if self._previous is not None:
-            dt = reading.time_s - self._previous.time_s
-            joules = 0.5 * (reading.power_w + self._previous.power_w) * dt
-            self._add_energy(joules)
-            if self._energized and self._judge_gap(dt):
-                self.ledger.gap_j += joules
-            share = 1.0 - math.exp(-dt / self._tuning.filter_s)
-            self._filtered_a += share * (reading.current_a - self._filtered_a)
-        else:
-            self._filtered_a = reading.current_a
-        self._previous = reading
-        if self._meter is not None and self._energized:
-            self._meter.supply(reading)
-
     async def _on_trip(self, reading: Reading) -> None:
         trips = await self._supply.tripped(self._channel)
         recovery = self._supply.recovery
@@ -399,7 +355,7 @@ class PowerLoop:
         await self._cut("tripped", f"tripped: {cause}")
 
     async def _watch_envelope(self, reading: Reading) -> None:
-        breach = self._envelope.breach(reading, self._energy_j - self._energy_at_on_j)
+        breach = self._envelope.breach(reading, self._metering.energy_j - self._energy_at_on_j)
         if not breach:
             self._breach_since_s = None
             return
@@ -431,7 +387,7 @@ class PowerLoop:
 
     # -------------------------------------------------------------------------------------------- with a flight
     async def _fly(self, flown: FlightPower, reading: Reading, due_s: float) -> None:
-        board_w = max(0.0, self._filtered_a * reading.voltage_v) if self._energized else 0.0
+        board_w = self._metering.drawn_w(reading) if self._energized else 0.0
         state = flown.feed(self.board, board_w, self._clock(), self._efficiency)
         if self._others is not None:
             flown.gain = flown.flight.eps.gain(flown.bus_w)
@@ -608,16 +564,24 @@ class PowerLoop:
             interrupted=lambda: not self._commands.empty(),  # an off must not wait for the end of a long dip
             clock=self._clock,
         )
-        self._fresh_s = self._clock()
+        self._metering.touch()
         self._tell("brown_out", **asdict(done))
         return done
 
     async def _sample(self) -> Reading | None:
         """One measurement outside the grid of ticks: metered and recorded like any."""
-        reading = await self._measure()
+        reading = await self._read()
         if reading is not None:
-            self._account(reading)
             self._emit(reading, 0.0)
+        return reading
+
+    async def _read(self) -> Reading | None:
+        """Read and account one measurement, or None when the supply did not answer. Raises as `Metering.read`."""
+        reading = await self._metering.read(self._energized)
+        if reading is not None:
+            self._metering.account(reading, self._energized)
+            if self._meter is not None and self._energized:
+                self._meter.supply(reading)
         return reading
 
     async def _power_on(self, setpoint: Setpoint) -> PoweredOn:
@@ -646,8 +610,8 @@ class PowerLoop:
                 self._tell("power_on_failed", error=error.message)
             raise
         self.state, self._set = "on", setpoint
-        self._energy_at_on_j = self._energy_j
-        self._add_energy(on.energy_j)
+        self._energy_at_on_j = self._metering.energy_j
+        self._metering.add_energy(on.energy_j)
         started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)
         self._feed_switching((on.on_s, 0.0), (on.settled_s, started_w))
         self._forget(on.reading)
@@ -682,9 +646,10 @@ class PowerLoop:
             clock=self._clock,
             sleep=self._nap,
         )
-        if self._previous is not None:  # from the last sample to the cut the board drew what it drew
-            self._add_energy(self._previous.power_w * max(0.0, off.off_s - self._previous.time_s))
-            self._feed_switching((off.off_s, self._previous.power_w), (off.verified_s, 0.0))
+        last = self._metering.previous
+        if last is not None:  # from the last sample to the cut the board drew what it drew
+            self._metering.add_energy(last.power_w * max(0.0, off.off_s - last.time_s))
+            self._feed_switching((off.off_s, last.power_w), (off.verified_s, 0.0))
         self.state, self._energized = state, False
         self._off_verified_s = off.verified_s
         self._forget(off.reading)
@@ -758,17 +723,9 @@ class PowerLoop:
     def _journal_open(self) -> bool:
         return self._intent.key in {item.key for item in self._journal.open_intents()}
 
-    def _add_energy(self, joules: float) -> None:
-        """Wall joules, and the mission's share of a flight."""
-        self._energy_j += joules
-        if self._flown is not None:
-            self._mission_energy_j += self._flown.metered(joules)
-
-    def _forget(self, reading: Reading | None = None) -> None:
-        """Start metering anew from `reading`: the span of a switching sequence is not interpolated over."""
-        self._previous = reading
-        self._filtered_a = reading.current_a if reading else 0.0
-        self._fresh_s = self._clock()
+    def _forget(self, reading: Reading) -> None:
+        """Begin anew with the reading that ended a switching sequence."""
+        self._metering.forget(reading)
         self._breach_since_s = None
         if self._flown is not None and self._others is not None:
             self._flown.gain = 0.0
@@ -789,8 +746,8 @@ class PowerLoop:
             reading.voltage_v,
             reading.current_a,
             reading.power_w,
-            self._energy_j,
-            self._mission_energy_j,
+            self._metering.energy_j,
+            self._metering.mission_energy_j,
             lateness_s,
             *(() if self._flown is None else self._flown.sampled(reading.time_s)),
         )

@@ -96,11 +96,14 @@ def test_two_inputs_fly_through_an_eclipse_and_are_shed_and_restored_together(tm
         on = "state = 'on' AND rate = 1 AND power_w > 0.5"
         whole = database.execute(f"SELECT avg(power_w), max(board) FROM power WHERE {on} AND power_w > 14").fetchone()
         inputs = dict(database.execute(f"SELECT input, avg(power_w) FROM inputs WHERE {on} GROUP BY input"))
+        meta = dict(database.execute("SELECT key, value FROM meta"))
         volts = dict(
             database.execute(f"SELECT input, max(voltage_v) - min(voltage_v) FROM inputs WHERE {on} GROUP BY 1")
         )
     assert whole == (pytest.approx(15.0, rel=0.02), "b1")
     assert inputs == {"main": pytest.approx(12.0, rel=0.03), "io5v": pytest.approx(3.0, rel=0.03)}
+    assert meta["capability_level"].startswith("main: C (")
+    assert " | io5v: C (" in meta["capability_level"]
     assert volts["main"] > 1.0, "it followed the bus down"
     assert volts["io5v"] < 0.1, "it stayed where it was"
 
