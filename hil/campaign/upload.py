@@ -312,6 +312,7 @@ class Cfdp:
             cast("Shell", shell),  # a console's shell runs commands alike
             archive,
             directory,
+            port=cfdp.PORT,
             ask_again_s=self._ask_again_s,
             python=flying.type.runtime_python,
         )

@@ -19,6 +19,11 @@ where=$1; shift
 { cd - >/dev/null; "$@" </dev/null >"$where/stdout" 2>"$where/stderr"; echo $? >"$where/status.new"
   mv "$where/status.new" "$where/status"; } </dev/null >/dev/null 2>&1 &
 """
+# Over SSH a command leads a process group of its own; over a console it belongs to the shell's.
+_LEAD = """
+script=$1; shift
+if kill -0 -$$ 2>/dev/null; then eval "$script"; else setsid sh -c "$script" sh "$@" & wait $!; fi
+"""
 _POLL = """
 test -d "$1" || exit 9
 cat "$1/status" 2>/dev/null && exit
@@ -49,7 +54,7 @@ class Detached:
         """Start `argv` and leave it; what an earlier command left in `directory` is replaced."""
         if not posixpath.isabs(directory):
             raise ValueError("directory must be absolute")
-        shell.run(["sh", "-c", _START, "sh", directory, *argv], timeout_s, check=True)
+        shell.run(["sh", "-c", _LEAD, "sh", _START, directory, *argv], timeout_s, check=True)
         return cls(directory, tuple(argv))
 
     def poll(self, shell: Shell, timeout_s: float = 20.0) -> int | None:
