@@ -87,8 +87,8 @@ def _dips(can: Capabilities) -> str:
         return "two writes, measured: it has no list that we know"
     if can.lists.unused:
         return f"two writes, measured: {can.lists.unused}"
-    least_s, step_s = max(can.lists.dwell_min_s, DIP_MIN_S), can.lists.dwell_step_s
-    return f"its own list, {least_s:g} to {ONE_TURN_S:g} s in steps of {step_s:g} s; longer ones are metered as they go"
+    least, most, step = (1000 * s for s in (max(can.lists.dwell_min_s, DIP_MIN_S), ONE_TURN_S, can.lists.dwell_step_s))
+    return f"its own list, {least:g} to {most:g} ms in steps of {step:g} ms; longer ones are metered as they go"
 
 
 async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_alive: bool) -> list[Check]:

@@ -20,7 +20,7 @@ from hil.inventory.bench import BenchBoard
 from hil.virtual.supply import VirtualSupply
 
 DIPS = {
-    "keysight-n6700": "its own list, 0.01 to 0.5 s in steps of 1e-06 s; longer ones are metered as they go",
+    "keysight-n6700": "its own list, 10 to 500 ms in steps of 0.001 ms; longer ones are metered as they go",
     "rs-hmp": "two writes, measured: its arbitrary sequence cannot be read back before it runs",
     "tti-cpx": "two writes, measured: it has no list that we know",
 }

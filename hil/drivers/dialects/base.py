@@ -1,8 +1,8 @@
 """What a dialect is made of: commands with the form of their replies, capability records, models, named quirks.
 
 A dialect is a value: adding one adds no code as long as its quirks have names here. Every command says how far it is
-known: `manual` (read in the maker's programming guide) or `unverified` (general knowledge; check before trusting it on
-hardware). The query of a `manual` setting counts as `manual`. Nothing here was tried on an instrument.
+known: `manual` (read in the maker's guide or in a published driver) or `unverified` (general knowledge; check before
+trusting it on hardware). The query of a `manual` setting counts as `manual`. Nothing here was tried on an instrument.
 
 A command's text may hold several lines: each is a message of its own, and only the last one may ask. Templates know
 `{ch}` (channel number), `{v}` and `{a}` (decimals without exponent), `{state}` (the dialect's word for on or off) and
