@@ -160,6 +160,18 @@ def applied(record: Record, direction: Direction) -> tuple[Floats, Floats, Float
 
 def capacity_bits(record: Record, direction: Direction, span: Span) -> float | None:
     """Bits that the emulated link could have carried within a wall span; None before its first known state."""
+    pieces = _pieces(record, direction, span)
+    return None if pieces is None else float(np.sum(pieces[0] * pieces[1]))
+
+
+def open_s(record: Record, direction: Direction, span: Span) -> float | None:
+    """Wall seconds of a span in which the emulated link carried anything; None before its first known state."""
+    pieces = _pieces(record, direction, span)
+    return None if pieces is None else float(np.sum(pieces[0][pieces[1] > 0]))
+
+
+def _pieces(record: Record, direction: Direction, span: Span) -> tuple[Floats, Floats] | None:
+    """Durations and rates of the link's states within a wall span."""
     since, rate, _ = applied(record, direction)
     if len(since) == 0 or since[0] > span.end_s:
         return None
@@ -167,7 +179,7 @@ def capacity_bits(record: Record, direction: Direction, span: Span) -> float | N
     at = np.searchsorted(since, borders[:-1], side="right") - 1
     # Before the first row the emulator's state is unknown: it counts as closed, which can only raise the share used.
     rates = np.where(at >= 0, rate[np.maximum(at, 0)], 0.0)
-    return float(np.sum(np.diff(borders) * rates))
+    return np.diff(borders), rates
 
 
 def crossed_bytes(record: Record, direction: Direction) -> float | None:

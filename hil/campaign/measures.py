@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hil.campaign import derive, measures_steps, measures_timeline
+from hil.campaign import derive, measures_steps, measures_timeline, measures_upload
 from hil.campaign.evidence import (
     Measure,
     Measured,
@@ -413,7 +413,7 @@ _ALL: tuple[Measure, ...] = (
     Measure(
         "upload.resent_bytes_per_cut.max",
         "B",
-        "Most bytes that one loss of signal cost: sent before it, and sent again from where the next contact resumed.",
+        "Most bytes that one loss of signal cost: sent before it, and sent again in the next contact.",
         _upload_resent,
     ),
     Measure(
@@ -563,7 +563,10 @@ _ALL: tuple[Measure, ...] = (
 
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(
-    {item.name: item for item in (*_ALL, *measures_steps.MEASURES, *measures_timeline.MEASURES)}
+    {
+        item.name: item
+        for item in (*_ALL, *measures_steps.MEASURES, *measures_timeline.MEASURES, *measures_upload.MEASURES)
+    }
 )
 """Every measure with a name of its own. `reported.NAME.STATISTIC` comes from the mission's run steps: `find`."""
 
