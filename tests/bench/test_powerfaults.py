@@ -63,6 +63,19 @@ def test_a_client_dips_the_bus_and_knows_what_was_reached(make_lab: MakeLab) -> 
         assert lab.truth.is_on
 
 
+def test_a_supply_with_a_list_dips_for_ten_milliseconds(make_lab: MakeLab) -> None:
+    lab = make_lab(model="keysight-n6700")
+    assert hil(lab, "lease", "acquire", "b1").returncode == 0
+    assert "output on" in hil(lab, "board", "power", "on").stdout
+    said = hil(lab, "board", "power", "dip", "--depth-v", 4, "--duration-s", 0.01).stdout
+    assert said.startswith("b1: 11 V by the instrument's list, 10 ms as read back\n")
+    dip = json.loads(hil(lab, "board", "power", "dip", "--depth-v", 4, "--duration-s", 0.01, "--json").stdout)
+    assert (dip["by"], dip["reached_s"], dip["trips"], dip["output_on"]) == ("list", 0.01, [], True)
+    assert lab.truth.is_on
+    assert hil(lab, "lease", "release", "b1").returncode == 0
+    assert not lab.truth.is_on
+
+
 def test_a_client_lives_through_a_latch_up(make_lab: MakeLab) -> None:
     lab = make_lab()
     with lab.powered() as (_, _, board):
@@ -127,7 +140,7 @@ def test_the_command_line_disturbs_and_measures(make_lab: MakeLab, console: Path
     assert hil(lab, "doctor", "--measure-off", "b1").returncode == 3  # somebody uses the bench
     assert "output on" in hil(lab, "board", "power", "on").stdout
     dip = json.loads(hil(lab, "board", "power", "dip", "--depth-v", 3, "--duration-s", 0.05, "--json").stdout)
-    assert dip["low_v"] == 12.0
+    assert (dip["low_v"], dip["by"]) == (12.0, "writes")
     refused = hil(lab, "board", "power", "dip", "--depth-v", 30, "--duration-s", 0.05)
     assert (refused.returncode, "below the board's 0 V" in refused.stderr) == (4, True)
     latched = hil(lab, "board", "power", "latch-up", "--threshold-a", 1, "--hold-s", 0, "--off-s", 0.5, "--added-a", 1)
