@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hil.campaign import derive, plot, verdict
+from hil.campaign import derive, measures_upload, plot, verdict
 from hil.campaign.evidence import NoEvidence
 from hil.campaign.measures import MEASURES
 from hil.campaign.page import page
@@ -57,6 +57,7 @@ def render(record: Record, judged: VerdictFile, mission: MissionFile) -> str:
         notice=f'<p class="notice"><b>Synthetic:</b> {_text(synthetic)}.</p>' if synthetic else "",
         subtitle=_subtitle(record, mission, axis),
         cards="".join(_cards(record)),
+        uploads=_uploads(record),
         criteria="".join(_criterion(row) for row in judged.criteria),
         plots=_plots(record, axis, panels, events),
         events="".join(f"<li>{_text(text)}</li>" for _, text in events),
@@ -152,11 +153,47 @@ def _upload_card(record: Record) -> str:
     windows = record.of("upload_window")
     sent = sum(int(event["bytes_acked_end"]) - int(event["bytes_acked_start"]) for event in windows)
     cut = sum(bool(event["cut_by_los"]) for event in windows)
+    protocols = " and ".join(measures_upload.by_protocol(record))
     return _card(
         "Model upload",
         f"{sent / 1e6:.1f}" if windows else None,
         "MB",
-        f"in {len(windows)} contacts, {cut} cut by loss of signal" if windows else "no upload",
+        f"by {protocols} in {len(windows)} contacts, {cut} cut by loss of signal" if windows else "no upload",
+    )
+
+
+def _uploads(record: Record) -> str:
+    """What each upload protocol cost, in the same terms: a run that flew both compares them, two reports do too."""
+    rows = "".join(_upload_row(name, cost) for name, cost in measures_upload.by_protocol(record).items())
+    if not rows:
+        return ""
+    heads = ("Contacts", "Cut", "File MB", "On the wire MB", "Over the file", "Sent again kB", "Retransmitted packets")
+    columns = "".join(f'<th class="num">{head}</th>' for head in (*heads, "Goodput kbit/s", "of the link"))
+    return (
+        '<section aria-labelledby="uploads"><h2 id="uploads">Upload by protocol</h2>'
+        f'<div class="scroll"><table><thead><tr><th>Protocol</th>{columns}</tr></thead><tbody>{rows}</tbody></table>'
+        '</div><p class="soft small">On the wire: all that the ground put on the payload link in these contacts, with '
+        "headers, handshakes and repetitions. Sent again: bytes of the file, from where SFTP resumed or what CFDP was "
+        "asked for. Retransmitted: TCP segments under SFTP, file data PDUs of CFDP. Goodput: acknowledged file bits a "
+        "second of open contact in mission time, and as a share of what the applied rate could carry.</p></section>"
+    )
+
+
+def _upload_row(name: str, cost: measures_upload.Cost) -> str:
+    overhead, share = cost.overhead_share, cost.goodput_share
+    cells = (
+        f"{cost.contacts}",
+        f"{cost.cut}",
+        f"{cost.file_bytes / 1e6:.2f}",
+        "–" if cost.wire_bytes is None else f"{cost.wire_bytes / 1e6:.2f}",
+        "–" if overhead is None else f"{overhead:+.1%}",
+        "–" if cost.resent_bytes is None else f"{cost.resent_bytes / 1e3:.1f}",
+        "–" if cost.retransmissions is None else f"{cost.retransmissions}",
+        "–" if cost.goodput_bps is None else f"{cost.goodput_bps / 1e3:.1f}",
+        "–" if share is None else f"{share:.1%}",
+    )
+    return (
+        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f'<td class="num">{cell}</td>' for cell in cells) + "</tr>"
     )
 
 

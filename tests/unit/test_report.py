@@ -99,6 +99,38 @@ def test_page_tells_everything(flown: Path) -> None:
     assert ("div", {"class": "banner pass", "role": "status"}) in parsed.tags
 
 
+def rows_of(text: str, section: str) -> list[list[str]]:
+    """The cells of a section's table, row by row."""
+    found = text.split(f'<section aria-labelledby="{section}">')[1].split("</section>")[0]
+    return [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", found, re.S)[1:]
+    ]
+
+
+def test_uploads_are_compared_by_protocol(flown: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(flown, tmp_path / "run"))
+    # A record of an earlier version knows one protocol and nothing of the wire.
+    assert rows_of(page(run), "uploads") == [["sftp", "4", "3", "98.36", "–", "–", "–", "–", "296.2", "98.7%"]]
+    path, seen = run / "events.jsonl", 0
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events:
+        if event["kind"] == "upload_window":
+            seen += 1
+            sent = event["bytes_sent"]
+            if seen <= 2:
+                event.update(protocol="sftp", bytes_on_wire=int(sent * 1.06), bytes_resent=524_288, retransmissions=11)
+            else:
+                event.update(protocol="cfdp", bytes_on_wire=int(sent * 1.04), bytes_resent=2_766, retransmissions=2)
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    text = page(run)
+    first, second = rows_of(text, "uploads")
+    # 58 % of 98 362 432 bytes in two contacts of 43 s x 0.27 and 43 s x 0.31; half a chunk lost by each of the cuts.
+    assert first == ["sftp", "2", "2", "57.05", "61.58", "+7.9%", "1048.6", "22", "305.1", "101.7%"]
+    assert second[:3] == ["cfdp", "2", "1"]
+    assert (second[6], second[7]) == ("5.5", "4")
+    assert "by sftp and cfdp in 4 contacts, 3 cut by loss of signal" in Page(text).text
+
+
 def test_what_the_operator_asked_of_the_clock_is_told(flown: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(flown, tmp_path / "run"))
     assert "Asked for" not in Page(page(run)).text

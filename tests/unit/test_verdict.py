@@ -264,6 +264,25 @@ def test_goodput_counts_only_open_link_time(flown: Path) -> None:
     assert found.value == pytest.approx(98_362_432 * 8 / (18e6 * 43 * 1.03), rel=0.01)
 
 
+def test_what_an_upload_cost_needs_every_contact_to_say_it(run: Path) -> None:
+    def of(name: str) -> float | bool | str:
+        return measures.MEASURES[f"upload.{name}"].of(record.read(run)).value
+
+    # The invented flight leaves the link open for the window and a second of running on.
+    assert of("goodput_bps") == pytest.approx(98_362_432 * 8 / (60 * 43 * 1.03), rel=0.03)
+    for name in ("wire_bytes", "resent_bytes", "retransmissions"):
+        with pytest.raises(measures.NoEvidence):
+            of(name)
+    edit(run, put("upload_window", bytes_on_wire=26_000_000, bytes_resent=1_000, retransmissions=3))
+    assert (of("wire_bytes"), of("resent_bytes"), of("retransmissions")) == (104e6, 4_000.0, 12.0)
+    edit(run, put("upload_window", bytes_on_wire=None))
+    with pytest.raises(measures.NoEvidence, match="no counter of its own"):
+        of("wire_bytes")
+    sql(run, "DELETE FROM link")
+    with pytest.raises(measures.NoEvidence, match="no applied uplink state"):
+        of("goodput_bps")
+
+
 def test_idle_is_a_ready_board_that_nobody_asks(flown: Path) -> None:
     kept = record.read(flown)
     idle = derive.idle_samples(kept)
