@@ -73,7 +73,7 @@ class Metering:
         if self.previous is not None:
             dt = reading.time_s - self.previous.time_s
             joules = 0.5 * (reading.power_w + self.previous.power_w) * dt
-            self.add_energy(joules)
+            self.add_energy(joules, self.previous.time_s, reading.time_s)
             if energized and self._judge_gap(dt):
                 self.ledger.gap_j += joules
             share = 1.0 - math.exp(-dt / self._tuning.filter_s)
@@ -86,11 +86,11 @@ class Metering:
         """What a flight's model is fed: the filtered current at this reading's voltage."""
         return max(0.0, self._filtered_a * reading.voltage_v)
 
-    def add_energy(self, joules: float) -> None:
-        """Wall joules, and the mission's share of a flight."""
+    def add_energy(self, joules: float, from_s: float, to_s: float) -> None:
+        """Joules measured between two wall times, and in a flight what they are in mission time."""
         self.energy_j += joules
         if self.flown is not None:
-            self.mission_energy_j += self.flown.metered(joules)
+            self.mission_energy_j += self.flown.metered(joules, from_s, to_s)
 
     def forget(self, reading: Reading) -> None:
         """Start anew from `reading`: the span of a switching sequence is not interpolated over."""

@@ -47,6 +47,7 @@ class FlightPower:
         self._tell = tell
         self._clock = clock
         self._mission_s = flight.clock.mission_s(clock())  # how far the model has come
+        self._advanced_s = -math.inf  # wall time of the last skip's end
         self._low_since_s: float | None = None
         self._invalid: set[str] = set()
 
@@ -108,14 +109,17 @@ class FlightPower:
             )
             yield
         finally:
-            self.held = False
+            self.held, self._advanced_s = False, self._clock()
 
-    def metered(self, joules: float) -> float:
-        """Count wall joules of the supply's; what they are in mission time at the present rate.
+    def metered(self, joules: float, from_s: float, to_s: float) -> float:
+        """Count wall joules that were measured between two wall times; what they are in mission time.
 
-        A skip is the model's, not a measurement's.
+        A skip is the model's, not a measurement's, and so is what passes while the model advances by one.
         """
-        mission_j = joules * self.flight.clock.rate
+        since_s = max(from_s, self._advanced_s)
+        mission_j = 0.0
+        if since_s < to_s and not self.held:
+            mission_j = joules * self.flight.clock.flown_s(since_s, to_s) / (to_s - from_s)
         self.ledger.metered_j += joules
         self.ledger.metered_mission_j += mission_j
         return mission_j

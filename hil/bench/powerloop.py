@@ -611,7 +611,7 @@ class PowerLoop:
             raise
         self.state, self._set = "on", setpoint
         self._energy_at_on_j = self._metering.energy_j
-        self._metering.add_energy(on.energy_j)
+        self._metering.add_energy(on.energy_j, on.on_s, on.settled_s)
         started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)
         self._feed_switching((on.on_s, 0.0), (on.settled_s, started_w))
         self._forget(on.reading)
@@ -648,7 +648,7 @@ class PowerLoop:
         )
         last = self._metering.previous
         if last is not None:  # from the last sample to the cut the board drew what it drew
-            self._metering.add_energy(last.power_w * max(0.0, off.off_s - last.time_s))
+            self._metering.add_energy(last.power_w * max(0.0, off.off_s - last.time_s), last.time_s, off.off_s)
             self._feed_switching((off.off_s, last.power_w), (off.verified_s, 0.0))
         self.state, self._energized = state, False
         self._off_verified_s = off.verified_s

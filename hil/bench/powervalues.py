@@ -51,6 +51,8 @@ class ClockLike(Protocol):
 
     def mission_s(self, wall_s: float) -> float: ...
 
+    def flown_s(self, from_wall_s: float, to_wall_s: float) -> float: ...
+
 
 class ShedLike(Protocol):
     """`hil.mission.eps.ShedConfig`: hold in mission seconds, dwell in wall seconds."""

@@ -56,6 +56,11 @@ class MissionClock:
         segment = segments[max(index, 0)]
         return segment.mission_start_s + max(wall_s - segment.wall_start_s, 0.0) * segment.rate
 
+    def flown_s(self, from_wall_s: float, to_wall_s: float) -> float:
+        """Mission seconds that ran between two wall times, without those that were skipped."""
+        skipped_s = sum(part.skipped_s for part in self._segments if from_wall_s < part.wall_start_s <= to_wall_s)
+        return self.mission_s(to_wall_s) - self.mission_s(from_wall_s) - skipped_s
+
     def wall_s(self, mission_s: float) -> float:
         """When the newest segment reaches a mission time, if its rate stays. Raises UsageError for an earlier time."""
         segment = self._segments[-1]

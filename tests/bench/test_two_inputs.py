@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_daemon import BOARD_TYPE, MISSION, Lab, SupplyProcess, until
+from host import Host
+from test_daemon import BOARD_TYPE, MISSION, Lab, SupplyProcess, gone, until
 
 from hil.bench.journal import read_events
+from hil.bench.safety import IntentJournal
+from hil.client.http import DaemonGone
 from hil.errors import BenchError
 from hil.inventory import load_bench
 from hil.mission import timeline_file
@@ -91,6 +97,7 @@ def test_two_inputs_fly_through_an_eclipse_and_are_shed_and_restored_together(tm
         {"input": "io5v", "converter_efficiency": 0.8, "label": "modelled"},
     ]
     power = events[-1]["power_ledger"]
+    assert power["fed_j"] == pytest.approx(power["metered_mission_j"], rel=0.15)
     assert power["converter_j"] == pytest.approx(power["fed_j"] * 0.75 / 15.0, rel=0.15)
     with closing(sqlite3.connect(lab.run / "telemetry.sqlite")) as database:
         on = "state = 'on' AND rate = 1 AND power_w > 0.5"
@@ -137,3 +144,26 @@ def fly_through_an_eclipse(lab: TwoInputs) -> None:
         assert flight.end()["invalid"] == []
         assert lab.supply.are_on() == (False, False)
         assert max(lab.supply.volts(1), lab.supply.volts(2)) < 0.6
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_daemon_that_dies_in_flight_leaves_neither_input_on(tmp_path: Path, host: Host, number: int) -> None:
+    lab = TwoInputs(tmp_path)
+    try:
+        with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
+            daemon.flight("b1", MISSION, lab.run, lease, 0.0)
+            daemon.board("b1", lease).power.on()
+            assert lab.supply.are_on() == (True, True)
+            pid = daemon.status()["pid"]
+            began = time.monotonic()
+            os.kill(pid, number)
+            until(lambda: lab.supply.are_on() == (False, False), 8.0)
+            host.excuses("both inputs off", time.monotonic() - began, 2.5)
+            until(lambda: gone(pid), 5.0)
+            journal = IntentJournal(lab.bench.state_dir / "intent.jsonl")
+            until(lambda: not journal.open_intents(), 5.0, "for both to be verified off")
+            daemon.http.close()
+    except DaemonGone:
+        pass  # the lease cannot be given back
+    finally:
+        lab.close()

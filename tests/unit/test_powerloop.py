@@ -17,6 +17,7 @@ import pytest
 from hil.bench.crosscheck import CrossCheck, MeterBounds
 from hil.bench.deadman import ArmedOutput
 from hil.bench.pacing import Pacing
+from hil.bench.powerflight import FlightPower
 from hil.bench.powerloop import PowerLoop
 from hil.bench.powervalues import Bounds, Flight, PowerSample, Tuning
 from hil.bench.safety import Envelope, Intent, IntentJournal
@@ -678,6 +679,29 @@ def test_the_ledger_says_what_was_measured_and_what_the_model_was_fed(tmp_path: 
         assert ledger.assumed_j == pytest.approx(2.0 * 1e4, rel=0.01)
 
     fly(tmp_path, body)
+
+
+def test_energy_is_the_missions_at_the_rate_it_was_drawn_at() -> None:
+    """A rate that changes between two samples, and skips, which nothing was measured of: those the model assumed."""
+    now = [100.0]
+    clock = MissionClock(wall_mono_s=100.0)
+    made = replace(flight(battery()), clock=clock)
+    flown = FlightPower(made, 9.0, tell=lambda kind, data: None, clock=lambda: now[0])
+    clock.set_rate(60.0, 100.75)
+    clock.skip_to(5000.0, 101.0)
+    clock.set_rate(1.0, 101.5)
+    assert flown.metered(20.0, 100.0, 102.0) == pytest.approx(10.0 * (0.75 + 0.25 * 60 + 0.5 * 60 + 0.5))
+    assert flown.metered(5.0, 102.0, 102.0) == 0.0
+
+    async def skip() -> None:
+        async with flown.advanced(9000.0, 1.0, 100.0):
+            assert flown.metered(20.0, 102.0, 103.0) == 0.0
+            now[0] = 103.5
+            clock.skip_to(9000.0, now[0])
+
+    asyncio.run(skip())
+    assert flown.metered(20.0, 103.0, 104.0) == pytest.approx(10.0)
+    assert flown.ledger.metered_j == 65.0
 
 
 # ------------------------------------------------------------------------------------------------------ second meter
