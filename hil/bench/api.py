@@ -1,4 +1,4 @@
-"""The daemon's HTTP interface: paths, request shapes, errors as JSON. What happens is decided in `daemon`."""
+"""The daemon's HTTP interface: paths, request shapes, errors as JSON. What happens is decided in `operations`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.model import Direction, LinkState
 
 if TYPE_CHECKING:
-    from hil.bench.daemon import Daemon
+    from hil.bench.account import Account
+    from hil.bench.operations import Operations
 
 log = logging.getLogger("hil.api")
 Token = Annotated[str | None, Header(alias="X-Hil-Token")]
@@ -148,170 +149,170 @@ class StopBody(Body):
     force: bool = False
 
 
-def make_app(daemon: Daemon) -> Asgi:
-    """The application over a running daemon, behind the limits of every request."""
+def make_app(account: Account, operations: Operations) -> Asgi:
+    """The application over a running daemon's parts, behind the limits of every request."""
     app = FastAPI(title="hil bench daemon", openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(HilError, _hil_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(Exception, _unexpected)
-    _bench_routes(app, daemon)
-    _board_routes(app, daemon)
-    _flight_routes(app, daemon)
+    _bench_routes(app, account, operations)
+    _board_routes(app, operations)
+    _flight_routes(app, operations)
     return bounded(app)
 
 
-def _bench_routes(app: FastAPI, daemon: Daemon) -> None:
+def _bench_routes(app: FastAPI, account: Account, operations: Operations) -> None:
     @app.get("/v1/status", response_model=None)
     async def status() -> JSONResponse:
-        return JSONResponse(daemon.status())
+        return JSONResponse(account.status())
 
     @app.get("/v1/bench", response_model=None)
     async def bench() -> JSONResponse:
-        return JSONResponse(daemon.describe_bench())
+        return JSONResponse(account.describe_bench())
 
     @app.post("/v1/leases", response_model=None)
     async def acquire(body: LeaseBody, request: Request) -> JSONResponse:
         user = getattr(request.state, "user", None)  # of a client on another host
-        return JSONResponse(await daemon.acquire(body, user, request.is_disconnected))
+        return JSONResponse(await operations.acquire(body, user, request.is_disconnected))
 
     @app.get("/v1/leases", response_model=None)
     async def leases() -> JSONResponse:
-        return JSONResponse(daemon.list_leases())
+        return JSONResponse(account.list_leases())
 
     @app.get("/v1/waiting", response_model=None)
     async def waiting() -> JSONResponse:
-        return JSONResponse(daemon.list_waiting())
+        return JSONResponse(account.list_waiting())
 
     @app.post("/v1/leases/{lease}/renew", response_model=None)
     async def renew(lease: str, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.renew(lease, token))
+        return JSONResponse(await operations.renew(lease, token))
 
     @app.delete("/v1/leases/{lease}", response_model=None)
     async def release(lease: str, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.release(lease, token))
+        return JSONResponse(await operations.release(lease, token))
 
     @app.get("/v1/doctor", response_model=None)
     async def doctor() -> JSONResponse:
-        return JSONResponse(await daemon.doctor())
+        return JSONResponse(await operations.doctor())
 
     @app.post("/v1/stop", response_model=None)
     async def stop(body: StopBody) -> JSONResponse:
-        daemon.request_stop(body.force)
+        operations.request_stop(body.force)
         return JSONResponse({"stopping": True})
 
     @app.get("/metrics", response_model=None)
     async def metrics(accept: Annotated[str, Header()] = "") -> Response:
-        content, kind = daemon.exporter.render(accept)
+        content, kind = account.exporter.render(accept)
         return Response(content, headers={"Content-Type": kind})
 
 
-def _board_routes(app: FastAPI, daemon: Daemon) -> None:
+def _board_routes(app: FastAPI, operations: Operations) -> None:
     @app.get("/v1/boards/{board}/check", response_model=None)
     async def check(board: str, power_epoch: int | None = None, token: Token = None) -> JSONResponse:
-        return JSONResponse(daemon.check(board, power_epoch, token))
+        return JSONResponse(operations.check(board, power_epoch, token))
 
     @app.post("/v1/boards/{board}/flash", response_model=None)
     async def begin_flash(board: str, body: FlashBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(daemon.flash(board, body.grace_s, token))
+        return JSONResponse(operations.flash(board, body.grace_s, token))
 
     @app.delete("/v1/boards/{board}/flash", response_model=None)
     async def end_flash(board: str, token: Token = None) -> JSONResponse:
-        return JSONResponse(daemon.flash(board, None, token))
+        return JSONResponse(operations.flash(board, None, token))
 
     @app.get("/v1/boards/{board}/power", response_model=None)
     async def read_power(board: str) -> JSONResponse:
-        return JSONResponse(await daemon.read_power(board))
+        return JSONResponse(await operations.read_power(board))
 
     @app.post("/v1/boards/{board}/power", response_model=None)
     async def power(board: str, body: PowerBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.switch_power(board, body.action, body.voltage_v, token))
+        return JSONResponse(await operations.switch_power(board, body.action, body.voltage_v, token))
 
     @app.post("/v1/boards/{board}/power/brown-out", response_model=None)
     async def brown_out(board: str, body: BrownOutBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.brown_out(board, body.depth_v, body.duration_s, token))
+        return JSONResponse(await operations.brown_out(board, body.depth_v, body.duration_s, token))
 
     @app.post("/v1/boards/{board}/power/latch-up", response_model=None)
     async def latch_up(board: str, body: LatchUpBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.latch_up(board, body, token))
+        return JSONResponse(await operations.latch_up(board, body, token))
 
     @app.post("/v1/boards/{board}/power/cut-at", response_model=None)
     async def arm_cut(board: str, body: CutPointBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.arm_cut(board, body.value(), token))
+        return JSONResponse(await operations.arm_cut(board, body.value(), token))
 
     @app.get("/v1/boards/{board}/power/cut-at", response_model=None)
     async def read_cut(board: str, wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0) -> JSONResponse:
-        return JSONResponse(await daemon.read_cut(board, wait_s))
+        return JSONResponse(await operations.read_cut(board, wait_s))
 
     @app.delete("/v1/boards/{board}/power/cut-at", response_model=None)
     async def disarm_cut(board: str, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.disarm_cut(board, token))
+        return JSONResponse(await operations.disarm_cut(board, token))
 
     @app.get("/v1/boards/{board}/lines", response_model=None)
     async def read_lines(board: str) -> JSONResponse:
-        return JSONResponse(daemon.read_lines(board))
+        return JSONResponse(operations.read_lines(board))
 
     @app.post("/v1/boards/{board}/lines/{line}", response_model=None)
     async def drive_line(board: str, line: str, body: LineBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.drive_line(board, line, body.action, body.hold_s, token))
+        return JSONResponse(await operations.drive_line(board, line, body.action, body.hold_s, token))
 
     @app.get("/v1/boards/{board}/outlet", response_model=None)
     async def read_outlet(board: str) -> JSONResponse:
-        return JSONResponse(await daemon.outlet(board, None, None))
+        return JSONResponse(await operations.outlet(board, None, None))
 
     @app.post("/v1/boards/{board}/outlet", response_model=None)
     async def switch_outlet(board: str, body: OutletBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.outlet(board, body.on, token))
+        return JSONResponse(await operations.outlet(board, body.on, token))
 
     @app.get("/v1/boards/{board}/link", response_model=None)
     async def read_link(board: str) -> JSONResponse:
-        return JSONResponse(daemon.read_link(board))
+        return JSONResponse(operations.read_link(board))
 
     @app.put("/v1/boards/{board}/link", response_model=None)
     async def set_link(board: str, body: LinkBody, token: Token = None) -> JSONResponse:
         states: dict[Direction, LinkState] = {"uplink": body.uplink.value(), "downlink": body.downlink.value()}
-        return JSONResponse(await daemon.set_link(board, states, token))
+        return JSONResponse(await operations.set_link(board, states, token))
 
     @app.delete("/v1/boards/{board}/link", response_model=None)
     async def clear_link(board: str, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.set_link(board, None, token))
+        return JSONResponse(await operations.set_link(board, None, token))
 
     @app.get("/v1/boards/{board}/console", response_model=None)
     async def read_console(
         board: str, since: Annotated[int, Query(ge=0)] = 0, wait_s: Annotated[float, Query(ge=0, le=60)] = 0.0
     ) -> Response:
-        offset, data = await daemon.read_console(board, since, wait_s)
+        offset, data = await operations.read_console(board, since, wait_s)
         return Response(data, media_type="application/octet-stream", headers={"X-Hil-Offset": str(offset)})
 
     @app.post("/v1/boards/{board}/console", response_model=None)
     async def write_console(board: str, request: Request, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.write_console(board, await request.body(), token))
+        return JSONResponse(await operations.write_console(board, await request.body(), token))
 
 
-def _flight_routes(app: FastAPI, daemon: Daemon) -> None:
+def _flight_routes(app: FastAPI, operations: Operations) -> None:
     @app.post("/v1/flights", response_model=None)
     async def start(body: FlightBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.start_flight(body, token))
+        return JSONResponse(await operations.start_flight(body, token))
 
     @app.get("/v1/flight", response_model=None)
     async def state() -> JSONResponse:
-        return JSONResponse(daemon.flight_state())
+        return JSONResponse(operations.flight_state())
 
     @app.post("/v1/flight/clock", response_model=None)
     async def clock(body: ClockBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.change_clock(body, token))
+        return JSONResponse(await operations.change_clock(body, token))
 
     @app.post("/v1/flight/record", response_model=None)
     async def record(body: RecordBody, token: Token = None) -> JSONResponse:
-        return JSONResponse(daemon.record(body.table, body.rows, token))
+        return JSONResponse(operations.record(body.table, body.rows, token))
 
     @app.post("/v1/flight/event", response_model=None)
     async def event(body: EventBody, token: Token = None) -> JSONResponse:
         fields: dict[str, Any] = dict(body.model_extra or {})
-        return JSONResponse(daemon.event(body.kind, fields, token))
+        return JSONResponse(operations.event(body.kind, fields, token))
 
     @app.post("/v1/flight/end", response_model=None)
     async def end(token: Token = None) -> JSONResponse:
-        return JSONResponse(await daemon.end_flight(token))
+        return JSONResponse(await operations.end_flight(token))
 
 
 async def _hil_error(request: Request, error: Exception) -> JSONResponse:

@@ -19,7 +19,7 @@ from hil.bench.board import BoardOwner, Channel
 from hil.bench.consoles import Ring
 from hil.bench.controls import Controls
 from hil.bench.cutpoint import CutPoint
-from hil.bench.daemon import lease_groups
+from hil.bench.fixtures import lease_groups
 from hil.bench.leases import LeaseStore
 from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.safety import Envelope, Intent, IntentJournal

@@ -55,14 +55,14 @@ def ended(tmp_path: Path, leased: tuple[str, ...], on_lease_end: str) -> list[st
 
     async def body() -> None:
         daemon = bench_with(tmp_path, on_lease_end)
-        daemon._links["box1"] = LinkOwner("box1", box)  # type: ignore[arg-type]
-        daemon.boards = {name: daemon._make_board(name) for name in ("vb1", "vb2")}
+        daemon._fixtures.links["box1"] = LinkOwner("box1", box)  # type: ignore[arg-type]
+        daemon.boards.make(daemon._heart)
         daemon._desk = SimpleNamespace(leases=lambda: [SimpleNamespace(boards=leased)])  # type: ignore[assignment]
-        await daemon.boards["vb2"].set_link(dict(BOTH_OUT))
+        await daemon.boards.owners["vb2"].set_link(dict(BOTH_OUT))
         box.told.clear()
         if on_lease_end == "hold":
-            daemon.boards["vb1"]._loops = [(SimpleNamespace(state="on", overruns=0), None)]  # type: ignore[list-item]
-        await daemon.end_lease(Ended("vb1", "L1", "released"))
+            daemon.boards.owners["vb1"]._loops = [(SimpleNamespace(state="on", overruns=0), None)]  # type: ignore[list-item]
+        await daemon.boards.end(Ended("vb1", "L1", "released"))
 
     run(body)
     return box.told
@@ -86,10 +86,10 @@ def test_the_link_is_touched_only_when_nobody_else_drives_over_it(
 def test_the_link_of_a_flight_belongs_to_it_whichever_board_asks(tmp_path: Path) -> None:
     async def body() -> None:
         daemon = bench_with(tmp_path, "off")
-        daemon.boards = {name: daemon._make_board(name) for name in ("vb1", "vb2")}
-        daemon._need = lambda token, name: daemon.boards[name]  # type: ignore[method-assign]
-        daemon.flight = SimpleNamespace(state="running", board=daemon.boards["vb1"])  # type: ignore[assignment]
+        daemon.boards.make(daemon._heart)
+        daemon.operations.held = lambda token, name: daemon.boards.owners[name]  # type: ignore[method-assign]
+        daemon.boards.flight = SimpleNamespace(state="running", board=daemon.boards.owners["vb1"])  # type: ignore[assignment]
         with pytest.raises(BenchError, match="belongs to the flight of board vb1"):
-            await daemon.set_link("vb2", None, "token")
+            await daemon.operations.set_link("vb2", None, "token")
 
     run(body)
