@@ -58,7 +58,11 @@ class MissionClock:
 
     def flown_s(self, from_wall_s: float, to_wall_s: float) -> float:
         """Mission seconds that ran between two wall times, without those that were skipped."""
-        skipped_s = sum(part.skipped_s for part in self._segments if from_wall_s < part.wall_start_s <= to_wall_s)
+        skipped_s = 0.0
+        for segment in reversed(self._segments):  # asked for the last moments, many times a second
+            if segment.wall_start_s <= from_wall_s:
+                break
+            skipped_s += segment.skipped_s if segment.wall_start_s <= to_wall_s else 0.0
         return self.mission_s(to_wall_s) - self.mission_s(from_wall_s) - skipped_s
 
     def wall_s(self, mission_s: float) -> float:

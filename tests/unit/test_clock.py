@@ -34,6 +34,8 @@ def test_rates_and_skips_are_recorded_as_segments() -> None:
     missions = [0.0, 5.0, 10.0, 70.0, 129.94, 1_000.0, 1_030.0, 1_060.0, 1_067.0]
     assert [clock.mission_s(wall) for wall in walls] == pytest.approx(missions)
     assert clock.wall_s(1_100.0) == pytest.approx(153.0)
+    spans = [(105.0, 111.0), (105.0, 112.5), (112.0, 113.0), (90.0, 120.0)]
+    assert [clock.flown_s(*span) for span in spans] == pytest.approx([65.0, 155.0, 60.0, 197.0])
 
 
 def test_before_the_start_is_the_start() -> None:
