@@ -11,6 +11,7 @@ from hil.campaign.evidence import NoEvidence
 from hil.campaign.feasible import Outlook, outlook
 from hil.campaign.measures_timeline import OF_TIMELINE
 from hil.campaign.verdict import check_criteria
+from hil.drivers import cfdp
 from hil.errors import UsageError
 from hil.inventory.environment import environment
 from hil.mission import budget
@@ -65,6 +66,8 @@ def check_mission(mission: Mission, board: BoardType, place: Place | None = None
     findings = [_features(mission, place), _elements(timeline), _contacts(timeline)]
     if "upload" in kinds:
         findings.append(_upload(mission, timeline))
+    if any(step.upload is not None and step.upload.protocol == "cfdp" for step in mission.file.steps):
+        findings.append(_cfdp())
     findings += [_rates(mission, timeline, place), _edges(mission, timeline)]
     findings += [_envelope(board, mission), _bus_range(board, mission), _balance(timeline), _sunlight(timeline)]
     findings.append(_loop(timeline, board))
@@ -113,6 +116,14 @@ def _upload(mission: Mission, timeline: Timeline) -> Finding:
     if need.contacts is None:
         return Finding(what, False, f"{need.bytes / 1e6:.1f} MB to send, {carried}", data)
     return Finding(what, True, f"{need.bytes / 1e6:.1f} MB need {need.contacts} contacts at best; {carried}", data)
+
+
+def _cfdp() -> Finding:
+    try:
+        cfdp.require()
+    except UsageError as lack:
+        return Finding("CFDP", False, f"{lack.message}: {lack.hint}")
+    return Finding("CFDP", True, "cfdp-py is installed; the board needs its Python, and UDP through the payload link")
 
 
 def _rates(mission: Mission, timeline: Timeline, place: Place) -> Finding:

@@ -25,8 +25,9 @@ from hil.inventory.mission_steps import UploadStep
 AFTER_LOS_S = 0.3
 # CFDP sends at this share of the link's rate: the queue in front of it stays short.
 SENDER_SHARE = 0.98
-# Wall seconds of contact without a word from the CFDP receiver after which it is taken not to be there.
-SILENCE_S = 5.0
+# Wall seconds of contact without a word from the CFDP receiver after which it is taken not to be there; a slow board
+# says nothing while it puts a whole model on its disk and takes its CRC.
+SILENCE_S = 20.0
 # Wall seconds after which CFDP asks again, beside the round trip: a slow board takes a while to answer.
 ASK_AGAIN_S = 2.0
 # Wall seconds between two reports of progress.

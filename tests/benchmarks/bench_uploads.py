@@ -1,8 +1,10 @@
 """A model upload by SFTP and by CFDP class 2 over the same emulated line: what each makes of a contact plan.
 
 Run by `make bench` (about four minutes). The line is the user-space link between two network namespaces, so TCP is this
-kernel's. Per case and way: seconds of contact used, the share of what the line could have carried in that time that
-were bytes of the file, and bytes that crossed again. The file's SHA-256 is compared at the far end every time.
+kernel's. Per case and protocol: seconds of contact used, the share of what the line could have carried in that time
+that were bytes of the file (goodput), what the ground's interface counted on the wire over the file's bytes, bytes of
+the file that the protocol sent again, and packets that went out again (TCP segments, CFDP file data PDUs): the figures
+that a flight's report compares. The file's SHA-256 is compared at the far end every time.
 
 Exits 1 when a file is not whole, or when CFDP fills less than 70 % of a line that loses 1 %.
 """
@@ -62,6 +64,13 @@ class Result:
     contacts: int
     contact_s: float
     again_bytes: int
+    again_packets: int
+    wire_bytes: int
+
+
+def ground_sent(line: Line) -> int:
+    """Bytes that the ground has put on the line, by its interface's counter."""
+    return sum(item["tx_bytes"] for name, item in broker.counters(line.ground).items() if name != "lo")
 
 
 @contextmanager
@@ -89,7 +98,7 @@ def contact(line: Line, case: Case) -> Iterator[threading.Event]:
 
 
 def by_sftp(line: Line, server: Sshd, source: Path, target: str, case: Case) -> Result:
-    upload, used_s = Upload(source, target, onboard=None), 0.0
+    upload, used_s, packets, before = Upload(source, target, onboard=None), 0.0, 0, ground_sent(line)
     for count in itertools.count(1):
         began = time.monotonic()
         with contact(line, case) as stop:
@@ -105,9 +114,11 @@ def by_sftp(line: Line, server: Sshd, source: Path, target: str, case: Case) -> 
             finally:
                 if shell is not None:
                     shell.abort()
+                    packets += shell.retransmissions()
         used_s += min(time.monotonic() - began, case.contact_s or 1e9)
         if upload.complete:
-            return Result(count, used_s, sum(attempt.resent_bytes for attempt in upload.attempts))
+            again = sum(attempt.resent_bytes for attempt in upload.attempts)
+            return Result(count, used_s, again, packets, ground_sent(line) - before)
         time.sleep(GAP_S)
     raise AssertionError
 
@@ -117,7 +128,7 @@ def by_cfdp(line: Line, server: Sshd, source: Path, target: str, case: Case) -> 
     with server.connect(broker=line.ground, timeout_s=30) as mgmt:
         archive = cfdp.archive(Path(target).with_suffix(".pyz"))
         job = cfdp.start_receiver(mgmt, str(archive), str(Path(target).parent), ask_again_s=1.0, python=sys.executable)
-    upload, used_s = CfdpUpload(source, f"{target}.part", ask_again_s=1.0), 0.0
+    upload, used_s, before = CfdpUpload(source, f"{target}.part", ask_again_s=1.0), 0.0, ground_sent(line)
     while not upload.complete:
         if upload.contacts:
             time.sleep(GAP_S)
@@ -125,10 +136,12 @@ def by_cfdp(line: Line, server: Sshd, source: Path, target: str, case: Case) -> 
         with contact(line, case) as stop, broker.connect_udp(line.ground, BOARD, cfdp.PORT) as sock:
             upload.run(sock, rate_bps=CLEAN.rate_bps * SENDER_SHARE, stop=stop)
         used_s += min(time.monotonic() - began, case.contact_s or 1e9)
+    wire = ground_sent(line) - before
     line.link.clear()
     with server.connect(broker=line.ground, timeout_s=30) as mgmt:
         job.kill(mgmt)
-    return Result(len(upload.contacts), used_s, sum(item.resent_bytes for item in upload.contacts))
+    again, packets = (sum(getattr(item, name) for item in upload.contacts) for name in ("resent_bytes", "resent_pdus"))
+    return Result(len(upload.contacts), used_s, again, packets, wire)
 
 
 def main() -> int:
@@ -143,7 +156,8 @@ def main() -> int:
         with sshd.serve(directory, address=BOARD, inside=line.inside, broker=line.ground) as server:
             load = os.getloadavg()[0]
             print(f"{FILE_MIB} MiB over the user-space link, {os.cpu_count()} cores, load {load:.1f}, TCP {tcp}")
-            print(f"  {'line':30}{'way':8}{'contacts':>9}{'contact s':>11}{'of rate':>9}{'again KiB':>11}")
+            heads = f"{'contacts':>9}{'contact s':>11}{'goodput':>9}{'wire over':>11}{'again KiB':>11}{'packets':>9}"
+            print(f"  {'line':30}{'protocol':9}{heads}")
             for number, case in enumerate(CASES):
                 for way, send in ways.items():
                     target = str(directory / f"{way}{number}")
@@ -154,8 +168,9 @@ def main() -> int:
                         continue
                     fill = FILE_MIB * 2**23 / result.contact_s / case.state.rate_bps
                     print(
-                        f"  {case.name:30}{way:8}{result.contacts:9}{result.contact_s:11.1f}{fill:9.1%}"
-                        f"{result.again_bytes / 1024:11.0f}",
+                        f"  {case.name:30}{way:9}{result.contacts:9}{result.contact_s:11.1f}{fill:9.1%}"
+                        f"{result.wire_bytes / (FILE_MIB << 20) - 1:+11.1%}{result.again_bytes / 1024:11.0f}"
+                        f"{result.again_packets:9}",
                         flush=True,
                     )
                     if hashlib.sha256(Path(f"{target}.part").read_bytes()).digest() != wanted:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from hil.campaign.check import Finding, Place, check_mission
+from hil.drivers import cfdp
 from hil.inventory import load_bench, load_board_type, load_mission
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,16 @@ def test_a_criterion_that_cannot_be_shown_says_why(
     else:
         assert found["criterion it"].ok is ok
         assert why in found["criterion it"].found
+
+
+def test_an_upload_by_cfdp_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [{"boot": None}, {"upload": {"protocol": "cfdp"}}, {"end": None}]
+    assert "CFDP" not in check(tmp_path, {})
+    assert check(tmp_path, {"steps": steps})["CFDP"].ok is True
+    monkeypatch.setattr(cfdp.importlib.util, "find_spec", lambda name: None)
+    found = check(tmp_path, {"steps": steps})["CFDP"]
+    assert found.ok is False
+    assert "hil[cfdp]" in found.found
 
 
 def test_the_place_is_that_of_the_bench_file() -> None:

@@ -1,0 +1,92 @@
+"""The same few megabytes up by SFTP and by CFDP class 2 in one flight, each over contacts that cut it.
+
+The record is read with the standard library, not with the code that wrote or judged it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benches import Fly, assert_safe, verdict, write_mission
+
+from hil.inventory import Bench
+
+pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("boards"), pytest.mark.timeout(900)]
+
+FLIGHT_S = 600.0
+SIZE = 2_500_000
+CLOCK_RATE = 5
+# 40 s of a contact of 400 s: 1.5 MB of mission time at 300 kbit/s, flown in 8 s.
+UPLOAD = {"clock_rate": CLOCK_RATE, "contact_share": 0.1, "max_contacts": 10}
+
+
+@pytest.fixture(scope="module")
+def flown(lab: Bench, tmp_path_factory: pytest.TempPathFactory) -> Fly:
+    directory: Path = tmp_path_factory.mktemp("protocols")
+    model = directory / "model.bin"
+    model.write_bytes(random.Random(1).randbytes(SIZE))
+
+    def change(content: dict[str, Any]) -> None:
+        sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+        content["model"] = {"file": str(model), "sha256": sha256, "title": "2.5 MB of chance"}
+        content["steps"] = [
+            {"boot": None},
+            {"upload": {**UPLOAD, "protocol": "sftp"}},
+            {"upload": {**UPLOAD, "protocol": "cfdp"}},
+            {"end": None},
+        ]
+        content["criteria"] = [
+            {"name": "model-hash", "measure": "upload.sha256_ok", "equals": True},
+            {"name": "cut", "measure": "upload.windows_cut", "min": 2},
+            {"name": "crossed-netem", "measure": "link.crossed_netem_share", "min": 1.0},
+            {"name": "wire", "measure": "upload.wire_bytes", "min": 2 * SIZE, "max": 3 * SIZE},
+            {"name": "resent", "measure": "upload.resent_bytes", "max": SIZE},
+            {"name": "retransmitted", "measure": "upload.retransmissions", "min": 0},
+            {"name": "goodput", "measure": "upload.goodput_bps", "min": 100e3, "max": 300e3},
+        ]
+
+    with Fly(lab, write_mission(directory, "protocols", change), directory / "runs") as fly:
+        fly.wait(FLIGHT_S)
+    print(fly.said)
+    return fly
+
+
+def test_both_bring_the_file(flown: Fly) -> None:
+    assert verdict(flown.run)["verdict"] == "pass", flown.said
+    assert flown.process.returncode == 0
+    done = flown.events("upload_done")
+    assert [(event["protocol"], event["size"], event["sha256_ok"]) for event in done] == [
+        ("sftp", SIZE, True),
+        ("cfdp", SIZE, True),
+    ]
+    assert len(flown.events("activated")) == 2
+    assert_safe(flown.bench)
+
+
+@pytest.mark.parametrize("protocol", ["sftp", "cfdp"])
+def test_each_was_cut_and_resumed(flown: Fly, protocol: str) -> None:
+    windows = [event for event in flown.events("upload_window") if event["protocol"] == protocol]
+    assert len(windows) >= 2
+    assert [event["cut_by_los"] for event in windows] == [True] * (len(windows) - 1) + [False]
+    for before, after in pairwise(windows):
+        assert before["bytes_acked_end"] <= after["bytes_acked_start"]
+        assert before["t_mission"] < after["t_mission"]
+    assert windows[0]["bytes_acked_end"] > 100_000
+    assert windows[-1]["bytes_acked_end"] == SIZE
+    for event in windows:
+        assert event["bytes_on_wire"] > event["bytes_sent"]
+        open_s = event["t_end_mono"] - event["t_start_mono"]
+        assert 8 * event["bytes_acked_end"] - 8 * event["bytes_acked_start"] <= 1.05 * CLOCK_RATE * 300e3 * open_s
+
+
+def test_the_report_compares_them(flown: Fly) -> None:
+    page = (flown.run / "report.html").read_text()
+    section = page.split('<section aria-labelledby="uploads">')[1].split("</section>")[0]
+    assert '<th scope="row">sftp</th>' in section
+    assert '<th scope="row">cfdp</th>' in section
+    assert "–" not in section, "every figure of both is known"
