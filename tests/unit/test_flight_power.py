@@ -185,7 +185,8 @@ def test_an_array_without_a_tracker_is_not_flown_without_a_battery(tmp_path: Pat
     async def never(rig: Rig) -> None:
         raise AssertionError("it must not fly")
 
-    path = mission(tmp_path, bol_w=DIRECT, capacity_wh="capacity_wh: 0, was: ")
-    path.write_text(path.read_text().replace("was: 10.4, ", "").replace("initial_soc: 1.0", "initial_soc: 0"))
+    regulated = "bus: {regulated_v: 15}\n  shed: "
+    path = mission(tmp_path, bol_w=DIRECT, capacity_wh="capacity_wh: 0, was: ", shed=regulated)
+    path.write_text(path.read_text().replace("was: 10.4, ", "").replace("restore_soc: 0.3", "restore_soc: 0"))
     with pytest.raises(UsageError, match=r"mission.yaml:\d+: .*without a battery the bus needs regulated_v and .*mppt"):
         fly(tmp_path, path, never)
