@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from host import Host, left_behind
@@ -30,8 +31,10 @@ def own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.update(own)
     yield
     left = left_behind(f"XDG_RUNTIME_DIR={own['XDG_RUNTIME_DIR']}")
+    shutil.rmtree(own["XDG_RUNTIME_DIR"], ignore_errors=True)
+    for disk in Path(own["XDG_STATE_HOME"]).rglob("*.img"):
+        disk.unlink()  # the logs stay in pytest's directory, for whoever looks at a failure
     for name, value in before.items():
-        shutil.rmtree(own[name], ignore_errors=True)
         if value is None:
             del os.environ[name]
         else:

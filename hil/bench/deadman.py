@@ -273,6 +273,7 @@ class _Watchman:
         self._log = Path(arguments["log"]) if arguments.get("log") else None
         self._armed: tuple[ArmedOutput, ...] = ()
         self._beats: dict[str, float] = {}
+        self._quiet: _Seen | None = None  # the daemon as it was when a beat was first missed
         self._asked_to_end = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._signalled)
@@ -351,12 +352,32 @@ class _Watchman:
             self._socket.send(json.dumps(message).encode())
 
     def _silent(self) -> str:
-        now = time.monotonic()
+        now, quiet = time.monotonic(), False
         for output in self._armed:
             age = now - self._beats[output.source]
             if age > self._silence_s:
-                return f"no heartbeat of {output.source} for {age:.2f} s"
+                return f"no heartbeat of {output.source} for {age:.2f} s; {self._what_it_did()}"
+            quiet = quiet or age > self._silence_s / 3
+        if not quiet:
+            self._quiet = None
+        elif self._quiet is None:
+            self._quiet = _seen(self._pidfd)
         return ""
+
+    def _what_it_did(self) -> str:
+        """What the silent daemon did, for whoever asks in the morning: starved, hung or waiting for a disk."""
+        seen = _seen(self._pidfd)
+        if seen is None:
+            return "nothing is known of the daemon"
+        said = f"the daemon is in state {seen.state}"
+        if self._quiet is not None:
+            ran_ms, waited_ms = (
+                (seen.ran_ns - self._quiet.ran_ns) / 1e6,
+                (seen.waited_ns - self._quiet.waited_ns) / 1e6,
+            )
+            over_ms = 1000 * (seen.at_s - self._quiet.at_s)
+            said += f", ran {ran_ms:.0f} ms of its last {over_ms:.0f} ms and waited {waited_ms:.0f} ms for a processor"
+        return f"{said}; {_pressure()}"
 
     def _cut(self, reason: str) -> int:
         started = time.monotonic()
@@ -454,6 +475,38 @@ class _Watchman:
         ]
         with contextlib.suppress(OSError), self._log.open("a") as log:
             log.write("\n".join(lines) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The daemon's main thread at one moment: what it does, processor time it had and waited for so far."""
+
+    at_s: float
+    state: str
+    ran_ns: int
+    waited_ns: int
+
+
+def _seen(pidfd: int) -> _Seen | None:
+    """From proc(5): `stat`, `wchan`, `schedstat`."""
+    try:
+        told = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        process = Path("/proc") / next(line.split()[1] for line in told.splitlines() if line.startswith("Pid:"))
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        waits_in = (process / "wchan").read_text().strip("0\n")
+        ran, waited = (int(word) for word in (process / "schedstat").read_text().split()[:2])
+    except (OSError, StopIteration, ValueError):
+        return None
+    return _Seen(time.monotonic(), f"{state} ({waits_in})" if waits_in else state, ran, waited)
+
+
+def _pressure() -> str:
+    """The share of the last ten seconds in which somebody on this host waited for processor, disk and memory."""
+    said = []
+    for what in ("cpu", "io", "memory"):
+        with contextlib.suppress(OSError, IndexError):
+            said.append(f"{what} {Path(f'/proc/pressure/{what}').read_text().split('avg10=')[1].split()[0]} %")
+    return f"host pressure: {', '.join(said) or 'unknown'}"
 
 
 def _come_first() -> None:

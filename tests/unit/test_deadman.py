@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -186,6 +187,10 @@ def test_killed_or_stopped_at_a_random_moment_the_output_is_off_within_two_secon
     report = json.loads((bench.state / "deadman.log").read_text())
     assert report["off"] is True
     assert report["reason"].startswith("no heartbeat of vb1" if number == signal.SIGSTOP else "the daemon")
+    if number == signal.SIGSTOP:
+        assert re.search(
+            r"; the daemon is in state T\b.*, ran 0 ms of its last \d+ ms and waited 0 ms", report["reason"]
+        )
 
 
 @pytest.mark.parametrize("bench", ["hang"], indirect=True)
