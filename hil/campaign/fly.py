@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from hil.campaign.provenance import add_provenance, write_provenance
 from hil.campaign.step_table import STEPS
 from hil.campaign.verdict import check_criteria
 from hil.client import attach
+from hil.client.http import DaemonGone
 from hil.drivers import cfdp
 from hil.errors import BenchError, BoardError, HilError, SafetyError, UsageError
 from hil.inference.client import LinkLost
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from hil.client import Flight
     from hil.inventory.bench import BenchBoard
     from hil.mission.timeline import Timeline
+
+_CUT_S = 3.0  # a cut of a reachable instrument takes a few tenths of a second
 
 
 def fly(
@@ -64,7 +69,7 @@ def fly(
     write_provenance(run, bench, mission, name)
     add_provenance(run, clock=pace.facts(mission))
     say(f"run {run}")
-    interrupted = threading.Event()
+    interrupted, began_s = threading.Event(), time.time()
     with Journal(run / "events.jsonl", "campaign") as journal:
         try:
             on_run(run)
@@ -100,6 +105,9 @@ def fly(
         except HilError as error:
             journal.write("error", arm=_arm(error), message=str(error))
             say(f"error: {error}")
+            for cut in _cuts_by_dead_man(bench, began_s, isinstance(error, DaemonGone)):
+                journal.write("dead_man_cut", **cut)
+                say(f"  the dead-man cut {cut['address']}: {cut['reason']}")
         except KeyboardInterrupt:
             journal.write("error", arm="interrupted", message="interrupted by the operator")
             say("interrupted: the board is off, the record is kept")
@@ -211,6 +219,22 @@ def _examine(daemon: client.Bench, name: str, wires: BenchBoard, journal: Journa
 
 def _timeline(run: Path) -> Timeline:
     return timeline_file.load(run / "timeline.npz")
+
+
+def _cuts_by_dead_man(bench: Bench, since_s: float, awaited: bool) -> list[dict[str, Any]]:
+    """What the bench's dead-man wrote down since: why it cut, what the daemon did, whether all is off.
+
+    `awaited`: the daemon is gone, so it may be at work now. On a bench of another host its log is there.
+    """
+    log, give_up_s = bench.state_dir / "deadman.log", time.monotonic() + (_CUT_S if awaited else 0.0)
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            told: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+            if found := [cut for cut in told if cut["t_wall"] >= since_s]:
+                return [{"cut_wall_s" if name == "t_wall" else name: cut[name] for name in cut} for cut in found]
+        if time.monotonic() > give_up_s:
+            return []
+        time.sleep(0.1)
 
 
 def _arm(error: HilError) -> str:

@@ -114,6 +114,8 @@ def test_a_daemon_killed_in_flight_leaves_the_board_off_and_the_run_infra(
         assert "Traceback" not in fly.said
         assert verdict(fly.run)["verdict"] == "infra"
         assert {event["arm"] for event in fly.events("error")} == {"bench"}
+        (cut,) = fly.events("dead_man_cut")
+        assert (cut["reason"].startswith("the daemon"), cut["off"]) == (True, True)
     assert has_netem(lab), "the dead-man cuts power; the link waits for the next daemon"
     attach(lab).close()
     assert_safe(lab)
