@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from test_powerloop import FakeDeadman
 from hil.bench.board import BoardOwner, Channel
 from hil.bench.pacing import Pacing
 from hil.bench.powerloop import PowerLoop
-from hil.bench.powervalues import Flight, PowerSample
+from hil.bench.powervalues import Flight, PowerSample, Tuning
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
@@ -34,6 +35,13 @@ ENVELOPE = Envelope(11, 19, 2.5, 30, 20, 2.8, inrush_s=0.02, off_dwell_s=0.05, o
 AUX = replace(ENVELOPE, voltage_min_v=4.5, voltage_max_v=5.5, overvoltage_protection_v=6.0)
 RULE = ShedConfig(shed_v=14.0, hold_s=2.0, restore_v=14.4, restore_soc=0.4, dwell_s=0.3)
 CH1, CH2 = 0, 1
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops of 30 ms, which the virtual supply allows."""
+    times = partial(Tuning, period_min_s=0.03, filter_s=0.03, stale_s=0.5, breach_s=0.05, off_timeout_s=1.0)
+    monkeypatch.setattr("hil.bench.powerloop.Tuning", times)
 
 
 @dataclass
@@ -175,7 +183,7 @@ def test_a_shed_cuts_all_in_reverse_and_a_restore_starts_all_in_order(tmp_path: 
     """Whether the channel that leads is the first to go on or the last."""
 
     async def body(rig: Rig) -> None:
-        await rig.begin(rate=20.0, shed=RULE)
+        await rig.begin(rate=60.0, shed=RULE)
         await rig.until(lambda: rig.of("load_shed"))
         assert rig.are_on() == (False, False)
         assert rig.journal.open_intents() == ()
@@ -202,7 +210,7 @@ def test_a_shed_cuts_all_in_reverse_and_a_restore_starts_all_in_order(tmp_path: 
 def test_two_channels_on_the_bus_both_follow_it(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         await rig.begin(rate=10.0)
-        assert [round(rig.output(n).voltage_set_v, 1) for n in (CH1, CH2)] == [15.8, 15.8]
+        assert all(abs(rig.output(n).voltage_set_v - 15.8) < 0.2 for n in (CH1, CH2))
         await rig.until(lambda: rig.eps.state.bus_voltage_v < 15.0)
         now_v = rig.eps.state.bus_voltage_v
         await rig.until(lambda: all(abs(rig.output(n).voltage_set_v - now_v) < 0.4 for n in (CH1, CH2)))
@@ -243,7 +251,7 @@ def test_a_channel_whose_supply_is_silent_leaves_nothing_half_fed(tmp_path: Path
 
 def test_a_restore_that_fails_half_way_leaves_everything_off(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
-        await rig.begin(rate=20.0, shed=RULE)
+        await rig.begin(rate=60.0, shed=RULE)
         await rig.until(lambda: rig.of("load_shed"))
         rig.virtuals[0].faults.append(Fault("ignore", "OUTP CH2,ON", -1))
         rig.sun_w = 60.0
@@ -258,7 +266,7 @@ def test_a_restore_that_fails_half_way_leaves_everything_off(tmp_path: Path) -> 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.25])
 def test_an_off_that_comes_in_the_middle_of_a_restore_has_the_last_word(tmp_path: Path, after_s: float) -> None:
     async def body(rig: Rig) -> None:
-        await rig.begin(rate=20.0, shed=RULE)
+        await rig.begin(rate=60.0, shed=RULE)
         await rig.until(lambda: rig.of("load_shed"))
         rig.sun_w = 60.0
         await rig.until(lambda: rig.of("load_restoring"))
@@ -273,7 +281,7 @@ def test_an_off_that_comes_in_the_middle_of_a_restore_has_the_last_word(tmp_path
 
 def test_an_off_in_the_middle_of_a_shed_ends_it(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
-        await rig.begin(rate=20.0, shed=RULE)
+        await rig.begin(rate=60.0, shed=RULE)
         await rig.until(lambda: rig.are_on()[1] is False)
         await rig.board.off("test")
         rig.sun_w = 60.0
