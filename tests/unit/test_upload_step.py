@@ -187,7 +187,9 @@ def sky(board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         client = SimpleNamespace(shell=shell, payload_shell=lambda timeout_s: connect(board, tmp_path, timeout_s))
         sky = Sky(directory, client, source)
         monkeypatch.setattr(
-            upload.broker, "counters", lambda path: {"lo": {"tx_bytes": 7}, "payload0": {"tx_bytes": sky.counter()}}
+            upload.broker,
+            "counters",
+            lambda path: {"lo": {"tx_bytes": time.monotonic_ns()}, "payload0": {"tx_bytes": sky.counter()}},
         )
         yield sky
         sky.close()
@@ -220,8 +222,12 @@ def test_cfdp_brings_the_model_over_contacts_that_cut_it(sky: Sky, tmp_path: Pat
     assert len(sky.progress) >= 2
     assert (done["sha256_ok"], done["windows"], done["preloaded"]) == (True, len(windows), 0)
     assert len(sky.of("activated")) == 1
+    assert_nobody_listens()
+
+
+def assert_nobody_listens() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", cfdp.PORT))  # nobody listens there any more
+        sock.bind(("0.0.0.0", cfdp.PORT))
 
 
 def test_what_the_board_must_ask_for_again_is_counted(
@@ -265,6 +271,7 @@ def test_a_board_that_was_never_heard_ends_the_upload(sky: Sky, monkeypatch: pyt
         upload.upload(sky.flying, step(protocol="cfdp"))
     assert f"UDP port {cfdp.PORT} of 10.42.0.2" in caught.value.hint
     assert sky.of("activated") == []
+    assert_nobody_listens()
 
 
 def test_a_receiver_that_is_gone_is_told_from_a_silent_line(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,6 +303,8 @@ def test_nothing_passes_in_an_outage(flown: Path) -> None:
     assert derive.capacity_bits(kept, "uplink", Span(start + 1, start + 2)) == pytest.approx(18e6)
     assert derive.capacity_bits(kept, "uplink", Span(first.t_mono + 0.5, first.t_mono + 0.9)) == 0
     assert derive.capacity_bits(kept, "uplink", Span(0, 1)) is None
+    assert derive.open_s(kept, "uplink", Span(start + 1, start + 2)) == pytest.approx(1.0)
+    assert derive.open_s(kept, "uplink", Span(first.t_mono + 0.5, first.t_mono + 0.9)) == 0
 
 
 def test_energy_is_integrated_with_interpolated_ends() -> None:
