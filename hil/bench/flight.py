@@ -528,7 +528,7 @@ class FlightControl:
         return {"state": self.state, "invalid": list(self.invalid)}
 
     async def _power_off(self, why: str) -> None:
-        if self.board.state != "off":
+        if self.board.state != "off" or self.board.energized:  # of several channels the leading one may be off alone
             await self.board.off(f"flight: {why}")
 
     async def _clear_link(self, why: str) -> None:
