@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hil.bench.pumps import pump, until_one_ends
+from hil.bench.pumps import Pace, pump, until_one_ends
 from hil.bench.sockets import bind_unix, describe_error
 from hil.drivers import broker
 from hil.errors import BoardError, HilError, UsageError
@@ -29,6 +29,8 @@ HANDSHAKE_BYTES = 4096
 HANDSHAKE_S = 5.0
 DIAL_S = 10.0
 DIALS = 2  # at a time: they wait on the threads that the daemon also writes its files with
+# Copied on the loop that also regulates power: unbounded, a large file made it half a second late on a busy host.
+COPY_BYTES_PER_S = 8 << 20
 KINDS = ("ssh", "watch")
 Kind = Literal["ssh", "watch"]
 
@@ -57,6 +59,7 @@ class LeasedStreams:
         self._open: dict[asyncio.Task[Any], _Open] = {}
         self._server: asyncio.Server | None = None
         self._dialing = asyncio.Semaphore(DIALS)
+        self._pace = Pace(COPY_BYTES_PER_S)
 
     async def serve(self, path: Path) -> None:
         self._server = await asyncio.start_unix_server(self._client, sock=bind_unix(path), limit=HANDSHAKE_BYTES)
@@ -110,7 +113,9 @@ class LeasedStreams:
             allowed()
             _say(writer, {})
             log.info("a stream to the %s port of board %s begins", asked["plane"], asked["board"])
-            await until_one_ends(pump(reader, far_writer, allowed), pump(far_reader, writer))
+            await until_one_ends(
+                pump(reader, far_writer, allowed, self._pace), pump(far_reader, writer, pace=self._pace)
+            )
         finally:
             far_writer.transport.abort()
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hil.bench.leased_streams import LeasedStreams
+from hil.bench.pumps import Pace
 from hil.client.watch import Watch, Watches
 from hil.errors import BenchError, UsageError
 from hil.inventory.bench import BenchBoard, JumpHost, PayloadWire, SshWire
@@ -168,6 +169,26 @@ def test_a_byte_after_the_lease_does_not_reach_the_board(served: Served, port: s
     assert peer.recv(10) == b""
     client.close()
     peer.close()
+
+
+def test_pumps_that_share_a_pace_share_its_rate() -> None:
+    async def copy(pace: Pace, pieces: int) -> None:
+        for _ in range(pieces):
+            await pace.spend(10_000)
+
+    async def both() -> float:
+        began, pace = time.monotonic(), Pace(1e6)
+        await asyncio.gather(copy(pace, 10), copy(pace, 10))
+        return time.monotonic() - began
+
+    async def keys() -> float:
+        began, pace = time.monotonic(), Pace(1e6)
+        for _ in range(100):
+            await pace.spend(1)
+        return time.monotonic() - began
+
+    assert 0.19 < asyncio.run(both()) < 2
+    assert asyncio.run(keys()) < 0.1  # nobody who types waits
 
 
 @pytest.mark.parametrize(
