@@ -142,19 +142,18 @@ def _log_in_from_here(file: dict[str, Any], known_hosts: Path) -> None:
         for wire in (board.get("mgmt"), board.get("payload")):
             for hop in () if wire is None else (wire, *wire.get("jump", ())):
                 hop["known_hosts"] = str(known_hosts)
-                key = given or hop.get("key")
-                hop["key"] = key if given or (key and Path(key).exists()) else None
+                told = hop.get("key")
+                hop["key"] = given or (told if told and os.access(told, os.R_OK) else None)
 
 
 def ssh_stream(address: Address, board: str, plane: str, token: str, timeout_s: float) -> socket.socket:
     """A connected socket that leads, through the bench, to the SSH port of a board's plane or its first jump host.
 
-    It ends with the lease of `token`. Raises what the bench says against it, TimeoutError, or DaemonGone.
+    It ends with the lease of `token`. Raises what the bench says against it, TimeoutError when it does not reach the
+    board in time, DaemonGone when the bench itself does not answer.
     """
     try:
         far = address.connect(timeout_s, STREAM_PROTOCOL)
-    except TimeoutError:
-        raise
     except OSError as error:
         raise DaemonGone(f"no bench daemon answers on {address}: {error}") from error
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from hil.bench.remote import RemoteServer, Users, certificate, fingerprint
 from hil.client.http import DaemonGone, Http
-from hil.client.remote import Address, StreamRelay
+from hil.client.remote import Address, StreamRelay, _log_in_from_here
 from hil.errors import BenchError, UsageError
 
 URL = "https://lab.example:7443#" + "ab" * 32
@@ -179,6 +179,27 @@ def test_the_certificate_is_made_once(tmp_path: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600
     (tmp_path / "other").mkdir()
     assert fingerprint(certificate(tmp_path / "other", "lab")[0]) != before
+
+
+def test_keys_and_pins_are_those_of_the_host_that_logs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "id"
+    mine.write_text("key")
+
+    def file() -> dict[str, Any]:
+        hop = {"address": "gate", "key": "/root/none/id", "known_hosts": "/there/known_hosts"}
+        wire = {"address": "10.0.0.2", "key": str(mine), "known_hosts": "/there/known_hosts", "jump": [hop]}
+        return {"boards": {"b1": {"mgmt": wire, "payload": {"address": "x", "known_hosts": "/there"}}, "b2": {}}}
+
+    monkeypatch.delenv("HIL_BENCH_KEY", raising=False)
+    told = file()
+    _log_in_from_here(told, tmp_path / "known_hosts")
+    mgmt = told["boards"]["b1"]["mgmt"]
+    assert (mgmt["key"], mgmt["jump"][0]["key"], told["boards"]["b1"]["payload"]["key"]) == (str(mine), None, None)
+    assert mgmt["known_hosts"] == mgmt["jump"][0]["known_hosts"] == str(tmp_path / "known_hosts")
+    monkeypatch.setenv("HIL_BENCH_KEY", "~/lab")
+    told = file()
+    _log_in_from_here(told, tmp_path / "known_hosts")
+    assert {told["boards"]["b1"][plane]["key"] for plane in ("mgmt", "payload")} == {"~/lab"}
 
 
 def test_an_address_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
