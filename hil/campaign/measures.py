@@ -226,6 +226,9 @@ def _recover_boot(record: Record) -> Measured:
     if not restored:
         raise NoEvidence("the load was shed and never restored")
     late = [cut for cut in restored if not any(boot.t_mono > cut.t_mono for boot in boots)]
+    arms = {event.get("arm") for event in record.of("error")}
+    if late and arms and "board" not in arms:
+        raise NoEvidence("the flight was ended before the board could boot, by another than the board")
     return Measured(not late, f"sheds: {len(shed)}, restored: {len(restored)}, boots to login afterwards: {len(boots)}")
 
 

@@ -85,6 +85,12 @@ def fault(kind: str, **fields: Any) -> Change:
     return put("contact", as_kind=kind, **fields)
 
 
+def instead_of_the_boot(arm: str) -> Change:
+    """The flight ended by an error where the board would have booted after the load shed."""
+    error = {"kind": "error", "arm": arm, "message": "ended"}
+    return lambda event: {**event, **error} if event.get("cause") == "load restored" else event
+
+
 LEAK = {"stored_j": 0, "mppt_loss_j": 0, "resistance_loss_j": 0, "charge_loss_j": 0, "bus_loss_j": 0, "curtailed_j": 0}
 
 # What is done to the record, the criterion it must turn, and into what.
@@ -102,6 +108,9 @@ DAMAGE: list[tuple[str, Change, str, Verdict]] = [
      "shed-once", "missing"),
     ("never restored", drop("load_restored"), "boots-again", "missing"),
     ("no boot after the cut", drop("boot", cause="load restored"), "boots-again", "fail"),
+    ("interrupted while it boots", instead_of_the_boot("interrupted"), "boots-again", "missing"),
+    ("daemon gone while it boots", instead_of_the_boot("bench"), "boots-again", "missing"),
+    ("did not boot", instead_of_the_boot("board"), "boots-again", "fail"),
     ("no cut before the check", drop("load_shed"), "identical-answer", "missing"),
     ("off not verified", put("board_off", verified_v=3.3), "off-verified", "fail"),
     ("shed not verified", put("load_shed", verified_v=3.3), "off-verified", "fail"),
