@@ -66,7 +66,8 @@ class ConsoleShell:
         base = f"/tmp/hil-{secrets.token_hex(6)}"  # noqa: S108  (on the board, with a name nobody can guess)
         inner = f"echo $$ >{base}.pid; {shlex.join(argv)} >{base}.out 2>&1 </dev/null; echo $? >{base}.status"
         with self._alone(timeout_s):
-            self._console.run(f"setsid sh -c {shlex.quote(inner)} >/dev/null 2>&1 &", timeout_s)
+            # Not every small system has `setsid`; without it the command is a child of the console's shell.
+            self._console.run(f"$(command -v setsid) sh -c {shlex.quote(inner)} >/dev/null 2>&1 &", timeout_s)
             told = self._console.run(
                 f"n=0; until [ -s {base}.pid ] || [ $n = 50 ]; do sleep 0.1; n=$((n+1)); done; cat {base}.pid",
                 timeout_s,

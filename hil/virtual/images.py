@@ -216,7 +216,7 @@ _FILES: Mapping[str, tuple[int, str]] = {
 _BUSYBOX_LINKS: Mapping[str, str] = {
     "sbin": "init reboot poweroff halt modprobe insmod getty sysctl",
     "bin": "mount umount hostname dmesg ping vi less tar awk lsmod more login which",
-    "usr/bin": "wget xxd hexdump nc time clear diff",
+    "usr/bin": "wget xxd hexdump nc time clear diff setsid",
 }
 """Programs for which Debian's package is not worth its size: directory -> names."""
 
