@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hil.bench.sockets import error_from
 from hil.client.handshake import ask
+from hil.errors import BenchError
 
 TIMEOUT_S = 10.0
 
@@ -18,7 +19,9 @@ class Watch:
     """A silent stream: the daemon ends it in the moment in which the lease is over or the board's power was cut."""
 
     def __init__(self, path: Path, board: str, token: str, power_epoch: int | None) -> None:
-        """Raises what the daemon says against driving the board; OSError or ValueError when it says nothing."""
+        """Raises what the daemon says against driving the board, BenchError when it hangs; OSError or ValueError when
+        nobody is there who understands.
+        """
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._sock.settimeout(TIMEOUT_S)
@@ -29,8 +32,11 @@ class Watch:
                 raise error_from(answer, f"watching board {board}")
             self.power_epoch = int(answer["power_epoch"])
             self._sock.setblocking(False)
-        except BaseException:
+        except BaseException as error:
             self._sock.close()
+            if isinstance(error, TimeoutError):
+                hint = "hil bench status; its log is named there"
+                raise BenchError(f"the bench daemon did not answer within {TIMEOUT_S:g} s", hint=hint) from None
             raise
 
     @property

@@ -134,6 +134,15 @@ def test_nothing_is_asked_while_a_watch_is_silent(served: Served) -> None:
     watches.close()
 
 
+def test_a_daemon_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hil.client.watch.TIMEOUT_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "s.sock"))
+        mute.listen()
+        with pytest.raises(BenchError, match=r"did not answer within 0\.1 s"):
+            Watches(tmp_path / "s.sock").power_epoch("b1", "t1", None)
+
+
 def ask(served: Served, **asked: Any) -> tuple[socket.socket, dict[str, Any]]:
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(5)
