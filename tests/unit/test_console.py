@@ -310,12 +310,14 @@ def test_a_board_without_mgmt_has_its_shell_on_the_console(tmp_path: Path) -> No
     epoch = [1]
     lease: Any = SimpleNamespace(token="right", check=lambda name: None, power_epochs={})
 
-    def call(method: str, path: str, **_: Any) -> dict[str, int]:
+    def power_epoch(board: str, token: str, known: int | None) -> int:
         if epoch[0] != 1:
             raise BenchError("the power of board vb1 was cut")
-        return {"power_epoch": epoch[0]}
+        return epoch[0]
 
-    bench: Any = SimpleNamespace(console_socket=lambda name: tmp_path / "c.sock", http=SimpleNamespace(call=call))
+    bench: Any = SimpleNamespace(
+        console_socket=lambda name: tmp_path / "c.sock", power_epoch=power_epoch, inventory=SimpleNamespace(url="")
+    )
     wires: Any = SimpleNamespace(mgmt=None, payload=None, console=ConsoleWire(port="/dev/unused"))
     kind: Any = SimpleNamespace(boot=SimpleNamespace(death=()), runtime_python=sys.executable)
 
