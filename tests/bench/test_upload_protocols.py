@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("boards"), pytest.mark.t
 FLIGHT_S = 600.0
 SIZE = 2_500_000
 CLOCK_RATE = 5
-# 40 s of a contact of 400 s: 1.5 MB of mission time at 300 kbit/s, flown in 8 s.
-UPLOAD = {"clock_rate": CLOCK_RATE, "contact_share": 0.1, "max_contacts": 10}
+# Half of it fits the end of the first contact, at 300 kbit/s of mission time.
+UPLOAD = {"clock_rate": CLOCK_RATE, "contact_share": 0.04, "max_contacts": 10}
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def test_each_was_cut_and_resumed(flown: Fly, protocol: str) -> None:
         assert before["t_mission"] < after["t_mission"]
     assert windows[0]["bytes_acked_end"] > 100_000
     assert windows[-1]["bytes_acked_end"] == SIZE
-    for event in windows:
-        assert event["bytes_on_wire"] > event["bytes_sent"]
-        open_s = event["t_end_mono"] - event["t_start_mono"]
-        assert 8 * event["bytes_acked_end"] - 8 * event["bytes_acked_start"] <= 1.05 * CLOCK_RATE * 300e3 * open_s
+    # In sum only: loss of signal leaves bytes in the ground's socket, and what came before it is confirmed after it.
+    assert sum(event["bytes_on_wire"] for event in windows) > SIZE
+    open_s = sum(event["t_end_mono"] - event["t_start_mono"] for event in windows)
+    assert 1.05 * CLOCK_RATE * 300e3 * open_s >= 8 * SIZE, "faster than the link"
 
 
 def test_the_report_compares_them(flown: Fly) -> None:
