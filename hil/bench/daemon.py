@@ -15,6 +15,7 @@ import functools
 import logging
 import logging.handlers
 import os
+import queue
 import signal
 import sys
 import time
@@ -273,12 +274,15 @@ def serve(bench: Bench, *, idle_s: float = IDLE_S, to_terminal: bool = True) -> 
     """
     lock = _lock(bench)
     try:
-        _log_to(bench.state_dir / "daemon.log", to_terminal)
+        log_writer = _log_to(bench.state_dir / "daemon.log", to_terminal)
         # A second without a heartbeat is a dead daemon: a busy host must not make it look like one. Not real time, or
         # whatever it computes would stop the machine.
         with contextlib.suppress(OSError):
             os.nice(NICE)
-        return int(asyncio.run(_main(bench, idle_s)))
+        try:
+            return int(asyncio.run(_main(bench, idle_s)))
+        finally:
+            log_writer.stop()
     finally:
         os.close(lock)
 
@@ -303,16 +307,23 @@ def _lock(bench: Bench) -> int:
     return handle
 
 
-def _log_to(path: Path, to_terminal: bool) -> None:
+def _log_to(path: Path, to_terminal: bool) -> logging.handlers.QueueListener:
+    """Log through a thread: a terminal that is held or a slow disk must not stop the event loop. Stop it at the end."""
     handlers: list[logging.Handler] = [
         logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
     ]
     if to_terminal:
         handlers.append(logging.StreamHandler())
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.basicConfig(
-        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        level=logging.INFO, handlers=[logging.handlers.QueueHandler(lines)], format="%(message)s", force=True
     )
     logging.getLogger("paramiko").setLevel(logging.WARNING)
+    writer = logging.handlers.QueueListener(lines, *handlers)
+    writer.start()
+    return writer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

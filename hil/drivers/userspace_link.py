@@ -31,7 +31,7 @@ from typing import Any, TextIO
 from hil.drivers.broker import die_with_parent
 from hil.drivers.frame_ports import FramePort, open_port
 from hil.drivers.link import DIRECTIONS, LinkCounters
-from hil.drivers.prompt import be_prompt
+from hil.drivers.prompt import raise_share
 from hil.drivers.shaper import Packet, Point, Shaper
 from hil.errors import BenchError, HilError
 from hil.model import Applied, Direction, LinkState
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             relay = Relay(ground, board, control, seed=seed, log=log)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: relay.stop())
-            relay.scheduling = be_prompt()
+            relay.scheduling = raise_share()
             gc.freeze()  # looking through all modules for garbage takes milliseconds
             print("ready", flush=True)
             relay.run()
@@ -342,7 +342,7 @@ class UserSpaceLink:
         if (os.cpu_count() or 1) < 2:
             warnings.append("one processor: packets leave late whenever anything else runs")
         if answer["scheduling"] == "ordinary":
-            warnings.append("no right to real-time scheduling: packets leave late on a busy host (CAP_SYS_NICE)")
+            warnings.append("no right to go first (CAP_SYS_NICE): packets leave late on a busy host")
         return {
             "backend": "user space",
             "kernel": os.uname().release,
