@@ -17,7 +17,7 @@ from hil.client import Board, attach
 from hil.client.console_shell import ConsoleShell
 from hil.inventory import Bench, load_bench
 
-pytestmark = pytest.mark.xdist_group("boards")
+pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("boards")]
 
 SHUTDOWN_S = 40
 

@@ -145,15 +145,22 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.mark.parametrize(
     ("boot_s", "variable", "value", "says"),
     [
-        (12.0, "bootcmd", "echo Nothing to boot", r"'Starting kernel' did not come within .*Nothing to boot\n\s*=> "),
-        (
+        pytest.param(
+            12.0,
+            "bootcmd",
+            "echo Nothing to boot",
+            r"'Starting kernel' did not come within .*Nothing to boot\n\s*=> ",
+            id="nothing-to-boot",
+            marks=pytest.mark.soak,  # it waits for its time-out
+        ),
+        pytest.param(
             60.0,
             "bootargs",
             "console=ttyAMA0,115200 rdinit=/nothing root=/dev/none",
             r"said 'Kernel panic - not syncing' while waiting for 'login:'",
+            id="kernel-panic",
         ),
     ],
-    ids=["nothing-to-boot", "kernel-panic"],
 )
 def test_a_board_that_never_boots_is_quoted(
     broken: Bench, tmp_path: Path, boot_s: float, variable: str, value: str, says: str

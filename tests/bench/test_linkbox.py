@@ -211,6 +211,7 @@ def test_inner_port_takes_a_board_again_after_a_power_cut(link: Link) -> None:
             cut.sendall(struct.pack(">I", 1000) + b"half a frame")
 
 
+@pytest.mark.soak
 def test_the_box_is_certified(link: Link) -> None:
     """What the certificate says of a QEMU box; limits are for an idle host, so only their being told is asserted."""
     # Not at the top: as a script this file enters a namespace, which takes one thread, and numpy has several.

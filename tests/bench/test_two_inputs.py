@@ -146,7 +146,7 @@ def fly_through_an_eclipse(lab: TwoInputs) -> None:
         assert max(lab.supply.volts(1), lab.supply.volts(2)) < 0.6
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.soak)])
 def test_a_daemon_that_dies_in_flight_leaves_neither_input_on(tmp_path: Path, host: Host, number: int) -> None:
     lab = TwoInputs(tmp_path)
     try:
