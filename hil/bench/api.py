@@ -42,7 +42,7 @@ class LeaseBody(Body):
     holder: str = Field(max_length=200)
     user: str = Field(default="", max_length=100)
     priority: int = Field(default=0, ge=-10, le=10)
-    pid: int | None = None
+    pid: int | None = Field(default=None, gt=0, lt=2**31)
     ttl_s: float = 30.0
     wait_s: float = Field(default=0.0, ge=0, le=24 * 3600)
     preempt: bool = False

@@ -247,7 +247,7 @@ class LeaseDesk:
                     reason=request.reason,
                     preempt=request.preempt,
                 )
-            except HilError as error:
+            except Exception as error:  # whatever it is: it is this one's, and must not end the desk
                 waiter.granted.set_exception(error)
                 return True
             self._served_s[request.user] = now_s

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hil.bench.lease_desk import AGING_S, LeaseDesk, Request
-from hil.bench.leases import Ended, Lease, LeaseStore, Taken
+from hil.bench.leases import Ended, Lease, LeaseStore, Taken, process_started
 from hil.bench.shutdown import shut_down
 from hil.errors import BenchError, UsageError
 from hil.inventory.board_type import Shutdown
@@ -60,11 +60,15 @@ async def here() -> bool:
     return False
 
 
-def with_desk(tmp_path: Path, body: Callable[[LeaseDesk, Lab], Awaitable[None]]) -> None:
+def with_desk(
+    tmp_path: Path,
+    body: Callable[[LeaseDesk, Lab], Awaitable[None]],
+    started: Callable[[int], int | None] = {1: 1}.get,
+) -> None:
     async def run() -> None:
         lab = Lab()
         desk = LeaseDesk(
-            lambda: LeaseStore(tmp_path / "leases.sqlite", BOARDS, boot_id="boot", started={1: 1}.get),
+            lambda: LeaseStore(tmp_path / "leases.sqlite", BOARDS, boot_id="boot", started=started),
             lab,
             lab.spawn,
             lab.now_s,
@@ -123,6 +127,19 @@ def test_priority_first_then_who_was_served_longest_ago_then_who_came_first(tmp_
         assert await served(desk, held, waiting) == "urgent bert-1 anna-1 bert-2 anna-2 whenever"
 
     with_desk(tmp_path, body)
+
+
+def test_what_goes_wrong_with_one_in_line_is_told_to_that_one_alone(tmp_path: Path) -> None:
+    async def body(desk: LeaseDesk, lab: Lab) -> None:
+        held = await ask(desk, "a")
+        poor, good = ask(desk, "a", pid=2**40), ask(desk, "a")
+        await soon()
+        await desk.release(held[0].id, held[1])
+        with pytest.raises(OverflowError):
+            await poor
+        assert (await good)[0].boards == ("a",)
+
+    with_desk(tmp_path, body, process_started)
 
 
 def test_long_waiting_counts_as_priority(tmp_path: Path) -> None:
