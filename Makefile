@@ -45,9 +45,7 @@ lint: venv ## ruff and mypy --strict
 	$(VENV)/bin/mypy
 
 bench: setup $(PEERS)/.installed ## figures next to a named peer, in one run
-	@status=0; for file in tests/benchmarks/bench_*.py; do \
-	    echo "== $$file"; $(PEERS)/bin/python $$file || status=1; \
-	done; exit $$status
+	@$(PEERS)/bin/python tests/benchmarks/run_all.py $(ARGS)
 
 $(PEERS)/.installed: pyproject.toml
 	@test -x $(PEERS)/bin/python || { echo "setup: creating $(PEERS)"; python3 -m venv $(PEERS); }
