@@ -479,6 +479,8 @@ class BoardOwner:
                 hint="wait until the battery restores it, or end the flight",
             )
         await self._start_loops()
+        if any(loop.state == "on" for loop, _ in self._loops):  # a start that fails takes all inputs down: not these
+            raise UsageError(f"board {self.name} is on already", hint="switch it off first, or use a power cycle")
         offset = None if self.console is None else self.console.ring.end
         reading: Reading | None = None
         on_s: float | None = None

@@ -499,6 +499,7 @@ class PowerLoop:
     async def _obey(self, command: _Command) -> None:
         if command.done.cancelled() and command.kind != "off":
             return  # whoever asked is gone
+        was_on = self.state == "on"
         try:
             result: PoweredOn | PoweredOff | BrownOut
             if command.kind == "off":
@@ -514,9 +515,11 @@ class PowerLoop:
                     if isinstance(error, asyncio.CancelledError)
                     else error
                 )
-            # A refused or failed start that ended with the output off is the caller's, and so is a dip that was
-            # refused or after which the old set point is in force again; all else ends the loop too.
-            refused = command.kind == "dip" and isinstance(error, UsageError | DipFailed)
+            # A refused or failed start that ended with the output off is the caller's, and so are an on of what is on
+            # and a dip that was refused or after which the old set point is in force again; all else ends the loop too.
+            refused = (command.kind == "dip" and isinstance(error, UsageError | DipFailed)) or (
+                command.kind == "on" and was_on and isinstance(error, UsageError)
+            )
             if not isinstance(error, UsageError | BenchError) or (self._energized and not refused):
                 raise
         else:

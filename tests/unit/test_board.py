@@ -146,6 +146,20 @@ def test_a_channel_that_does_not_start_takes_the_others_down_with_it(tmp_path: P
     run(tmp_path, body, aux_channel=2)
 
 
+@pytest.mark.parametrize("aux_channel", [None, 2])
+def test_an_on_of_a_board_that_is_on_is_refused_and_cuts_nothing(tmp_path: Path, aux_channel: int | None) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        epoch = rig.board.power_epoch
+        with pytest.raises(UsageError, match="on already"):
+            await rig.on()
+        await asyncio.sleep(0.5)
+        assert (rig.board.state, rig.board.power_epoch) == ("on", epoch)
+        assert all([on for _, on in load.edges] in ([True], []) for load in rig.loads.values())
+
+    run(tmp_path, body, aux_channel=aux_channel)
+
+
 @pytest.mark.parametrize("voltage_v", [0.0, 10.9, 19.1])
 def test_a_voltage_outside_the_main_inputs_envelope_is_refused(tmp_path: Path, voltage_v: float) -> None:
     async def body(rig: Rig) -> None:

@@ -198,7 +198,10 @@ def test_switching_on_twice_is_refused(tmp_path: Path) -> None:
         await rig.loop.request_on()
         with pytest.raises(UsageError, match="on already"):
             await rig.loop.request_on()
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 3)
         assert rig.is_on
+        assert not rig.of("safe_state")
 
     fly(tmp_path, body)
 
