@@ -16,6 +16,7 @@ import logging
 import logging.handlers
 import os
 import queue
+import resource
 import signal
 import sys
 import time
@@ -43,6 +44,7 @@ log = logging.getLogger("hil.daemon")
 NICE = -10
 IDLE_S = 60.0
 LOG_BYTES = 4 << 20
+DESCRIPTORS = 65536
 
 
 class Daemon:
@@ -279,12 +281,21 @@ def serve(bench: Bench, *, idle_s: float = IDLE_S, to_terminal: bool = True) -> 
         # whatever it computes would stop the machine.
         with contextlib.suppress(OSError):
             os.nice(NICE)
+        _raise_descriptors()
         try:
             return int(asyncio.run(_main(bench, idle_s)))
         finally:
             log_writer.stop()
     finally:
         os.close(lock)
+
+
+def _raise_descriptors() -> None:
+    """Let it have as many open files as it may: out of them, it could neither watch holders nor reach a supply."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _main(bench: Bench, idle_s: float) -> ExitCode:

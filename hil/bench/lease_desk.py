@@ -390,7 +390,10 @@ class LeaseDesk:
         for lease in living.values():
             if lease.pid is None or lease.id in self._watched:
                 continue
-            watch = watch_process(lease.pid, lease.pid_start)
+            try:
+                watch = watch_process(lease.pid, lease.pid_start)
+            except OSError:
+                continue  # at the next tick; until then each tick looks at it
             if watch is None:
                 self._event.set()
                 continue

@@ -7,6 +7,7 @@ runs on while the daemon is away and cannot be set by anybody; a lease of anothe
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -87,8 +88,8 @@ class LeaseStore:
 
     No call waits for the disk: fit for an event loop. `checkpoint` does, now and then, on a thread.
 
-    `started` gives the kernel's start time of a process or None when it is dead: pid and start time together name a
-    process for good, a pid alone is used again. `groups` names for a board all those that can only be leased together
+    `started` gives the kernel's start time of a process or None when it is dead (OSError: it cannot tell): pid and
+    start time together name a process for good, a pid alone is used again. `groups` names for a board all those that can only be leased together
     with it: they hang on one supply whose channels are not independent.
     """
 
@@ -144,7 +145,10 @@ class LeaseStore:
         asked = tuple(dict.fromkeys(boards))
         wanted = self.together(asked)
         self.check_request(asked, ttl_s, preempt, reason)
-        pid_start = None if pid is None else self._started(pid)
+        try:
+            pid_start = None if pid is None else self._started(pid)
+        except OSError as error:
+            raise BenchError(f"the lease's holder, process {pid}, cannot be looked at: {error.strerror}") from error
         if pid is not None and pid_start is None:
             raise UsageError(f"the lease's holder, process {pid}, does not run on this host")
         self.expire(now_s)
@@ -213,12 +217,18 @@ class LeaseStore:
                 cause: EndCause = "host_rebooted"
             elif lease.expires_s <= now_s:
                 cause = "expired"
-            elif lease.pid is not None and self._started(lease.pid) != lease.pid_start:
+            elif self._died(lease):
                 cause = "holder_died"
             else:
                 continue
             with self._transaction():
                 self._end(lease, cause)
+
+    def _died(self, lease: Lease) -> bool:
+        try:
+            return lease.pid is not None and self._started(lease.pid) != lease.pid_start
+        except OSError:
+            return False  # nobody knows: its TTL bounds it
 
     def unsettled(self) -> tuple[Ended, ...]:
         """Boards whose lease ended and that the daemon has not yet brought to their `on_lease_end` state."""
@@ -415,11 +425,10 @@ def process_started(pid: int) -> int | None:
     """Kernel start time of a living process (clock ticks since boot); None when it is dead or a zombie.
 
     Its pidfd says which: `/proc` calls a process a zombie as soon as its first thread has ended, when the others may
-    still hold its locks and sockets.
+    still hold its locks and sockets. Raises OSError when it cannot tell, for want of descriptors say.
     """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
+    pidfd = _pidfd(pid)
+    if pidfd is None:
         return None
     try:
         poll = select.poll()
@@ -430,7 +439,7 @@ def process_started(pid: int) -> int | None:
             stat = os.read(handle, 4096)
         finally:
             os.close(handle)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     finally:
         os.close(pidfd)
@@ -439,15 +448,30 @@ def process_started(pid: int) -> int | None:
 
 
 def watch_process(pid: int, started: int | None) -> int | None:
-    """A pidfd that turns readable when that very process ends; None when it is gone already."""
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
+    """A pidfd that turns readable when that very process ends; None when it is gone already. Raises OSError as
+    `process_started` does.
+    """
+    fd = _pidfd(pid)
+    if fd is None:
         return None
-    if process_started(pid) != started:
+    try:
+        living = process_started(pid) == started
+    except OSError:
+        os.close(fd)
+        raise
+    if not living:
         os.close(fd)
         return None
     return fd
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):  # the second: now a thread's number
+            return None
+        raise
 
 
 def _hashed(token: str) -> str:

@@ -321,12 +321,14 @@ class Rfc2217Port:
         self._sock.close()
 
     def _negotiate(self, deadline_s: float) -> None:
+        poll = select.poll()  # unlike `select` it takes any descriptor
+        poll.register(self._sock, select.POLLIN)
         while self._wanted.keys() - self._confirmed.keys():
             self._flush()
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 raise ConnectionError(errno.EPROTO, "the server confirms no line settings (RFC 2217)")
-            if select.select([self._sock], [], [], min(left_s, 0.1))[0]:
+            if poll.poll(min(left_s, 0.1) * 1000):
                 self._receive()
             if self._agreed is False:
                 raise ConnectionError(errno.EPROTO, "the server does not speak RFC 2217; try socket://")

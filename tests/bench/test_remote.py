@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -167,6 +168,8 @@ def test_nothing_listens_beyond_this_host_unless_the_bench_file_says_so(lab: Lab
         status = daemon.status()
         assert status["remote"] is None
         assert listening(status["pid"]) == {"0100007F"}
+        soft, hard = resource.prlimit(status["pid"], resource.RLIMIT_NOFILE)
+        assert soft == (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536))
         assert lab.bench.runtime_dir.stat().st_mode & 0o077 == 0
         assert lab.bench.api_socket.stat().st_mode & 0o077 == 0
 

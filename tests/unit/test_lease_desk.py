@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -140,6 +142,20 @@ def test_what_goes_wrong_with_one_in_line_is_told_to_that_one_alone(tmp_path: Pa
         assert (await good)[0].boards == ("a",)
 
     with_desk(tmp_path, body, process_started)
+
+
+def test_a_holder_that_cannot_be_watched_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def body(desk: LeaseDesk, lab: Lab) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pidfd_open", refuse)
+            held, _ = await ask(desk, "a", pid=1)
+            await soon()
+        assert desk.leases() == (held,)
+
+    with_desk(tmp_path, body)
 
 
 def test_long_waiting_counts_as_priority(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sqlite3
@@ -177,6 +178,29 @@ def test_the_kernel_tells_when_a_process_ends() -> None:
     assert process_started(child.pid) is None  # a zombie counts as dead
     child.communicate()
     os.close(watch)
+
+
+@pytest.mark.parametrize("call", ["pidfd_open", "open"])
+def test_a_holder_that_cannot_be_looked_at_is_not_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Without descriptors left every lease would end, and every board go off."""
+    leases = LeaseStore(tmp_path / "leases.sqlite", BOARDS, boot_id="boot", started=process_started)
+    lease, _ = take(leases, "a", pid=os.getpid())
+
+    def refuse(*what: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuse)
+        leases.expire(1.0)
+        assert leases.leases() == (lease,)
+        with pytest.raises(OSError, match="Too many open files"):
+            watch_process(os.getpid(), lease.pid_start)
+        with pytest.raises(BenchError, match=rf"process {os.getpid()}, cannot be looked at: Too many open files"):
+            take(leases, "b", pid=os.getpid())
+    leases.expire(60.0)
+    assert [ended.cause for ended in leases.unsettled()] == ["expired"]
 
 
 class OneHolderABoard(RuleBasedStateMachine):
