@@ -89,8 +89,8 @@ class LeaseStore:
     No call waits for the disk: fit for an event loop. `checkpoint` does, now and then, on a thread.
 
     `started` gives the kernel's start time of a process or None when it is dead (OSError: it cannot tell): pid and
-    start time together name a process for good, a pid alone is used again. `groups` names for a board all those that can only be leased together
-    with it: they hang on one supply whose channels are not independent.
+    start time together name a process for good, a pid alone is used again. `groups` names for a board all those that
+    can only be leased together with it: they hang on one supply whose channels are not independent.
     """
 
     def __init__(

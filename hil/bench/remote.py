@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,6 +31,9 @@ log = logging.getLogger("hil.remote")
 STREAM_PROTOCOL = "hil-stream/1"
 HANDSHAKE_S = 10.0
 HANDSHAKE_BYTES = 4096
+FIRST_BYTE_S = 10.0
+CONNECTIONS = 256
+KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 CERTIFICATE_DAYS = 3650
 # What names files of the bench's host, or ends its daemon.
 LOCAL_ONLY = frozenset({("POST", "/v1/stop"), ("POST", "/v1/flights")})
@@ -156,19 +160,62 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 class Front(asyncio.Protocol):
-    """A new TLS connection: becomes one of the HTTP server or a raw stream, as its ALPN says."""
+    """A new connection: passes on to one of the HTTP server or a raw stream, as its ALPN says.
 
-    def __init__(self, http: Callable[[], asyncio.Protocol], stream: Callable[[], asyncio.Protocol]) -> None:
+    `places` holds those that count against `CONNECTIONS`. Made before the TLS handshake; what does not send a first
+    byte in time has its place until then.
+    """
+
+    def __init__(
+        self, http: Callable[[], asyncio.Protocol], stream: Callable[[], asyncio.Protocol], places: set[Front]
+    ) -> None:
+        if len(places) >= CONNECTIONS:
+            raise ConnectionRefusedError("too many connections")  # asyncio closes it
         self._http = http
         self._stream = stream
+        self._places = places
+        self._places.add(self)
+        self._transport: asyncio.Transport | None = None
+        self._inner = asyncio.Protocol()
+        self._late = asyncio.get_running_loop().call_later(HANDSHAKE_S + FIRST_BYTE_S, self._mute)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("a stream transport is needed")
+        # A peer that is gone without a word must not keep its place for ever.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, value)
         chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        inner = self._stream() if chosen == STREAM_PROTOCOL else self._http()
-        transport.set_protocol(inner)
-        inner.connection_made(transport)
+        self._transport = transport
+        self._inner = self._stream() if chosen == STREAM_PROTOCOL else self._http()
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._late.cancel()
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._leave()
+        self._inner.connection_lost(error)
+
+    def _mute(self) -> None:
+        self._leave()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _leave(self) -> None:
+        self._late.cancel()
+        self._places.discard(self)
 
 
 class RemoteServer:
@@ -178,6 +225,7 @@ class RemoteServer:
         self._app = guarded(app, users)
         self._users = users
         self._sockets = sockets
+        self._places: set[Front] = set()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._context.num_tickets = 0  # clients look for bytes that nobody asked for
@@ -204,7 +252,11 @@ class RemoteServer:
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(
-                lambda: Front(http, stream), host, port, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_S
+                lambda: Front(http, stream, self._places),
+                host,
+                port,
+                ssl=self._context,
+                ssl_handshake_timeout=HANDSHAKE_S,
             )
         except OSError as error:
             raise BenchError(f"cannot listen on {host}:{port}: {error}", hint="`remote:` of the bench file") from error

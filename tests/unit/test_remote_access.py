@@ -149,6 +149,36 @@ def test_a_stream_that_is_refused_says_why(
     relay.close()
 
 
+def closed(sock: socket.socket, within_s: float) -> bool:
+    sock.settimeout(within_s)
+    try:
+        return sock.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_connections_are_few_and_mute_ones_end(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that never get as far as TLS: every one costs the daemon a descriptor."""
+    monkeypatch.setattr("hil.bench.remote.CONNECTIONS", 3)
+    http = Http.remote(served.address())
+    assert http.get("/v1/leases")["user"] == "anna"
+    monkeypatch.setattr("hil.bench.remote.HANDSHAKE_S", 0.3)
+    monkeypatch.setattr("hil.bench.remote.FIRST_BYTE_S", 0.2)
+    raw = [socket.create_connection(("127.0.0.1", served.port))]
+    raw.append(served.address().connect(5))
+    assert closed(socket.create_connection(("127.0.0.1", served.port)), 5)
+    assert closed(raw[1], 5)
+    assert http.get("/v1/leases")["user"] == "anna"  # it has spoken: it stays
+    more = Http.remote(served.address())
+    assert more.get("/v1/leases")["user"] == "anna"
+    more.close()
+    http.close()
+    for sock in raw:
+        sock.close()
+
+
 def test_tokens_are_kept_as_hashes_and_a_new_one_voids_the_old(tmp_path: Path) -> None:
     users, other = Users(tmp_path), Users(tmp_path)
     first = users.add("anna", 0.0)
