@@ -41,7 +41,7 @@ FIRST_SAMPLE_S = 5.0
 OFF_MAX_S = 3600.0
 # A board is on and off with its leading channel; of the others it is told under another name.
 OF_AN_INPUT = {"board_on": "input_on", "board_off": "input_off"}
-WENT_OFF = frozenset({"tripped", "envelope_breach"})
+WENT_OFF = frozenset({"tripped", "envelope_breach", "latch_up"})
 # Told by the power loop at every tick while they last; the log and the journal take one a second.
 FREQUENT = frozenset({"slew_limited", "overrun", "setpoint_lost"})
 
@@ -241,14 +241,14 @@ class BoardOwner:
         voltage_v = loop.setpoint.voltage_v
         cut = loop.watch_latch_up(limits)
         try:
-            async with asyncio.timeout(wait_s):
-                done = await _ask(cut, task)
-        except TimeoutError:
-            raise BenchError(
-                f"board {self.name} did not draw more than {limits.threshold_a:g} A for {limits.hold_s:g} s within "
-                f"{wait_s:g} s",
-                hint="lower the threshold, load the board, or emulate the current with added_a; nothing was cut",
-            ) from None
+            ended, _ = await asyncio.wait((cut, task), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if not ended and loop.disarm_latch_up():
+                raise BenchError(
+                    f"board {self.name} did not draw more than {limits.threshold_a:g} A for {limits.hold_s:g} s within "
+                    f"{wait_s:g} s",
+                    hint="lower the threshold, load the board, or emulate the current with added_a; nothing was cut",
+                )
+            done = await _ask(cut, task)  # it has cut, or is about to
         finally:
             cut.cancel()
         if len(self.channels) > 1:

@@ -161,13 +161,20 @@ class PowerLoop:
         return result
 
     def watch_latch_up(self, limits: LatchUpLimits) -> asyncio.Future[LatchUp]:
-        """Cut when the current stays above a threshold; done with the cut. Cancel it to disarm; one at a time."""
+        """Cut when the current stays above a threshold; done with the cut. One at a time; see `disarm_latch_up`."""
         limits.check(self._envelope)
         if self._latch_up is not None and not self._latch_up[1].done():
             raise UsageError(f"{self.board}: a latch-up protection is armed already")
         future: asyncio.Future[LatchUp] = asyncio.get_running_loop().create_future()
         self._latch_up = (LatchUpWatch(limits), future)
         return future
+
+    def disarm_latch_up(self) -> bool:
+        """Call the watch off; False when its cut is under way, and the future is worth waiting for."""
+        if self._latch_up is None:
+            return False
+        (_, future), self._latch_up = self._latch_up, None
+        return not future.done() and future.cancel()
 
     @property
     def setpoint(self) -> Setpoint:

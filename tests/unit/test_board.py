@@ -22,7 +22,7 @@ from hil.bench.cutpoint import CutPoint
 from hil.bench.fixtures import lease_groups
 from hil.bench.leases import LeaseStore
 from hil.bench.powerfaults import LatchUpLimits
-from hil.bench.safety import Envelope, Intent, IntentJournal
+from hil.bench.safety import Envelope, Intent, IntentJournal, power_off
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.inventory import load_bench
@@ -197,6 +197,38 @@ def test_a_latch_up_that_never_comes_cuts_nothing_and_can_be_armed_anew(tmp_path
             await rig.board.latch_up(LatchUpLimits(2.0, 0.1), 0.01, 0.3, allowed)
 
     run(tmp_path, body)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_latch_up_that_is_cutting_when_its_wait_is_over_is_told_as_a_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """Whoever asked for it may be gone by then: the other input goes off all the same."""
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0.6)
+        return await power_off(*args, **kwargs)
+
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        with monkeypatch.context() as patch:
+            patch.setattr("hil.bench.safety.power_off", slow)
+            asked = asyncio.create_task(rig.board.latch_up(LatchUpLimits(0.2, 0.0), 0.1, 0.4, allowed))
+            await asyncio.sleep(0.5)
+            if gone:
+                asked.cancel()
+            await asyncio.wait((asked,))
+            if not gone:
+                assert asked.result()["peak_a"] > 0.2
+                assert (rig.is_on(1), rig.is_on(2)) == (True, True)
+                return
+            end = asyncio.get_running_loop().time() + 4
+            while rig.is_on(2):
+                assert asyncio.get_running_loop().time() < end, rig.events
+                await asyncio.sleep(0.02)
+        assert not rig.is_on(1)
+
+    run(tmp_path, body, aux_channel=2)
 
 
 def test_a_board_whose_lease_ended_is_not_started_again(tmp_path: Path) -> None:
