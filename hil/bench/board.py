@@ -415,7 +415,8 @@ class BoardOwner:
                 kind = kind if index == self._lead else OF_AN_INPUT.get(kind, kind)
             self._event(kind, data)
             if kind in WENT_OFF and len(self.channels) > 1:
-                task = asyncio.get_running_loop().create_task(self._follow_off(f"{channel.input} {kind}"))
+                following = self._follow_off(loop, loop.starts, f"{channel.input} {kind}")
+                task = asyncio.get_running_loop().create_task(following)
                 self._followers.add(task)
                 task.add_done_callback(self._followers.discard)
 
@@ -455,11 +456,16 @@ class BoardOwner:
             lateness_s=max(other.lateness_s for other in newest),
         )
 
-    async def _follow_off(self, why: str) -> None:
-        """A channel went off by itself: the others go off too, in reverse order. What fails ends its power loop."""
+    async def _follow_off(self, gone: PowerLoop, starts: int, why: str) -> None:
+        """A channel went off by itself: the others go off too, in reverse order. What fails ends its power loop.
+
+        Not when `gone` was started anew meanwhile, as by a power cycle that had the turn: the board is fed again.
+        """
         async with self._switching:
+            if gone.starts != starts:
+                return
             for loop, task in reversed(self._loops):
-                if loop.state == "on":
+                if loop is not gone and loop.state == "on":
                     with contextlib.suppress(HilError):
                         await _ask(loop.request_off(f"another input went off: {why}"), task)
 

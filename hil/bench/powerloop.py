@@ -93,6 +93,7 @@ class PowerLoop:
         self.board = board
         self.state: State = "off"
         self.overruns = 0
+        self.starts = 0  # how often the channel was switched on
         self.last: PowerSample | None = None
         self.period_s = (tuning or Tuning()).period_min_s
         self._supply = supply
@@ -620,6 +621,7 @@ class PowerLoop:
                 self._tell("power_on_failed", error=error.message)
             raise
         self.state, self._set = "on", setpoint
+        self.starts += 1
         self._energy_at_on_j = self._metering.energy_j
         self._metering.add_energy(on.energy_j, on.on_s, on.settled_s)
         started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)

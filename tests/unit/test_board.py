@@ -22,6 +22,7 @@ from hil.bench.cutpoint import CutPoint
 from hil.bench.fixtures import lease_groups
 from hil.bench.leases import LeaseStore
 from hil.bench.powerfaults import LatchUpLimits
+from hil.bench.powerloop import PowerLoop
 from hil.bench.safety import Envelope, Intent, IntentJournal, power_off
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
@@ -142,6 +143,57 @@ def test_a_channel_that_does_not_start_takes_the_others_down_with_it(tmp_path: P
             await rig.on()
         assert (rig.is_on(1), rig.is_on(2)) == (False, False)
         assert [on for _, on in rig.loads[1].edges] == [True, False]
+
+    run(tmp_path, body, aux_channel=2)
+
+
+def _loop(rig: Rig, index: int) -> PowerLoop:
+    return rig.board._loops[index][0]
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (what a supply does)
+            await asyncio.sleep(0.01)
+
+
+def test_a_power_cycle_outlasts_a_channel_that_trips_while_the_board_is_half_fed(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        cycle = asyncio.create_task(rig.board.on(None, allowed, cycle=True))
+        await _until(lambda: not rig.is_on(2))
+        await _until(lambda: _loop(rig, 1).state == "off")
+        _loop(rig, 0)._tell("tripped", cause="half fed")  # the moment cannot be met with a real one
+        await cycle
+        await asyncio.sleep(0.5)
+        assert (rig.is_on(1), rig.is_on(2), rig.board.state) == (True, True, "on")
+
+    run(tmp_path, body, aux_channel=2)
+
+
+def test_a_channel_that_trips_while_another_starts_takes_it_along_and_stays_tripped(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        starting = asyncio.create_task(rig.on())
+        await _until(lambda: rig.is_on(1) and _loop(rig, 0).state == "on")
+        rig.virtual.instrument.trip(1, "ocp")
+        await _until(lambda: any(kind == "tripped" for kind, _ in rig.events))
+        assert not starting.done()
+        await starting
+        await _until(lambda: not rig.is_on(2))
+        await asyncio.sleep(0.3)
+        assert (rig.is_on(1), rig.board.state, _loop(rig, 1).state) == (False, "tripped", "off")
+
+    run(tmp_path, body, aux_channel=2)
+
+
+def test_a_channel_that_trips_is_told_as_tripped_while_the_others_follow(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        rig.virtual.faults.append(Fault("late", "OUTP CH2,OFF", 1, delay_s=0.15))
+        rig.virtual.instrument.trip(2, "ocp")
+        await _until(lambda: _loop(rig, 0).state == "off")
+        await asyncio.sleep(0.5)
+        assert (_loop(rig, 1).state, rig.is_on(1)) == ("tripped", False)
 
     run(tmp_path, body, aux_channel=2)
 
