@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hil.bench.cutpoint import CutPoint
 from hil.bench.request_limits import Asgi, bounded
@@ -30,6 +31,13 @@ STATUS: tuple[tuple[type[HilError], int], ...] = (
 )
 
 
+# What an answer says about a request that is wrong all over.
+ERRORS_TOLD = 5
+ERROR_CHARS = 200
+ROWS = 10_000
+COLUMNS = 20
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -38,7 +46,7 @@ class LeaseBody(Body):
     """`boards`, or the first of `any_of` that is free."""
 
     boards: list[str] = Field(default_factory=list, max_length=100)
-    any_of: list[list[str]] = Field(default_factory=list, max_length=1000)
+    any_of: list[Annotated[list[str], Field(max_length=100)]] = Field(default_factory=list, max_length=1000)
     holder: str = Field(max_length=200)
     user: str = Field(default="", max_length=100)
     priority: int = Field(default=0, ge=-10, le=10)
@@ -137,7 +145,22 @@ class ClockBody(Body):
 
 class RecordBody(Body):
     table: Literal["tokens", "progress"]
-    rows: list[dict[str, float | int | str | None]] = Field(max_length=100_000)
+    rows: list[Any] = Field(max_length=ROWS)
+
+    @field_validator("rows")
+    @classmethod
+    def _plain(cls, rows: list[Any]) -> list[Any]:
+        """By hand, up to the first that is wrong: an error for each cell of a long record would take seconds."""
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or len(row) > COLUMNS or not all(map(_is_cell, row.values())):
+                raise ValueError(f"row {number} is no mapping of at most {COLUMNS} columns to numbers and texts")
+        return rows
+
+
+def _is_cell(value: object) -> bool:
+    if isinstance(value, int):
+        return abs(value) < 2**63  # what the database holds
+    return value is None or isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
 
 
 class EventBody(BaseModel):
@@ -324,8 +347,13 @@ async def _hil_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     details = error.errors() if isinstance(error, RequestValidationError) else []
-    text = "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in details)
-    return await _hil_error(request, UsageError(f"{request.method} {request.url.path}: {text or error}"))
+    told = [
+        f"{'.'.join(str(part) for part in item['loc'])[:ERROR_CHARS]}: {item['msg'][:ERROR_CHARS]}"
+        for item in details[:ERRORS_TOLD]
+    ]
+    told += [f"{len(details) - ERRORS_TOLD} more"] * (len(details) > ERRORS_TOLD)
+    text = "; ".join(told) or str(error)[:ERROR_CHARS]
+    return await _hil_error(request, UsageError(f"{request.method} {request.url.path}: {text}"))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

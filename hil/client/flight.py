@@ -12,6 +12,7 @@ from hil.client.http import Http
 from hil.errors import HilError
 
 FLUSH_S = 0.2
+BATCH_ROWS = 2000  # some 200 KiB: the daemon takes at most 1 MiB
 END_TIMEOUT_S = 60.0
 
 
@@ -90,8 +91,8 @@ class Flight:
             with self._lock:
                 rows, self._rows = self._rows, {"tokens": [], "progress": []}
             for table, batch in rows.items():
-                if batch:
-                    self._call("record", {"table": table, "rows": batch})
+                for first in range(0, len(batch), BATCH_ROWS):
+                    self._call("record", {"table": table, "rows": batch[first : first + BATCH_ROWS]})
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error

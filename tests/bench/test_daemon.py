@@ -244,8 +244,8 @@ def test_what_needs_a_lease_says_so_and_what_is_not_wired_too(shared: Lab) -> No
 def test_a_request_whose_body_has_no_bounds_is_refused(shared: Lab) -> None:
     with shared.attach() as daemon:
         for _ in range(2):  # the connection stays usable
-            with pytest.raises(UsageError, match=r"/console: a body of 1\d{7} bytes is too long, at most 16777216"):
-                daemon.http.call("POST", "/v1/boards/b1/console", "x" * (17 << 20))
+            with pytest.raises(UsageError, match=r"/power: a body of 7\d{4} bytes is too long, at most 65536"):
+                daemon.http.call("POST", "/v1/boards/b1/power", "x" * 70_000)
             assert daemon.status()["bench"] == "recorded"
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(os.fspath(shared.bench.api_socket))

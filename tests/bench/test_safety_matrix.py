@@ -172,7 +172,8 @@ def test_memory_refused(lab: Lab, tell: Tell) -> None:
         meter = lab.meter()
         lab.load(OVERLOAD_W)
         with contextlib.suppress(HilError):
-            daemon.http.call("POST", "/v1/flight/event", {"kind": "x", "text": "x" * (16 << 20)}, timeout_s=5)
+            rows = [{"query": "x" * 100}] * 9000  # as much as a request may bring
+            daemon.http.call("POST", "/v1/flight/record", {"table": "tokens", "rows": rows}, timeout_s=5)
         tell("memory-refused", meter.until_off(15), lab_closed(lab))
         resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from hil.bench.request_limits import LONG_BODIES
 from hil.bench.sockets import bind_unix, describe_error, error_from
 from hil.client.bench import Lease
 from hil.client.flight import Flight
@@ -218,6 +219,17 @@ def test_tokens_are_sent_in_batches_with_their_own_times(daemon: Daemon, client:
     assert len(sent) <= 4
     assert all(before <= row["t_mono"] <= time.monotonic() for row in tokens)
     assert daemon.paths().count("/v1/flight/end") == 1
+
+
+def test_many_tokens_are_sent_in_calls_that_the_daemon_takes(daemon: Daemon, client: Http) -> None:
+    flight = Flight(client, "b1", "secret")
+    with flight._send_lock:  # the daemon hangs for a while
+        for _ in range(25_000):
+            flight.record_tokens("a-query-with-a-name-of-some-length", 1, "payload")
+    flight.end()
+    sent = [body for _, path, body, _ in daemon.asked if path == "/v1/flight/record"]
+    assert sum(len(body["rows"]) for body in sent) == 25_000
+    assert max(len(json.dumps(body)) for body in sent) < LONG_BODIES["/v1/flight/record"] / 2
 
 
 def test_rows_that_could_not_be_sent_are_not_silent(daemon: Daemon, client: Http) -> None:
