@@ -125,6 +125,7 @@ class BoardOwner:
         self._loops: list[tuple[PowerLoop, asyncio.Task[None]]] = []
         self._newest: dict[int, PowerSample] = {}
         self._seen_energy_j = 0.0
+        self._cut_starts = 0
         self._followers: set[asyncio.Task[None]] = set()
         self._told_s: dict[str, float] = {}
         self.cut: ArmedCut | None = None
@@ -398,6 +399,7 @@ class BoardOwner:
         self.last = None
         self._newest.clear()
         self._seen_energy_j = 0.0
+        self._cut_starts = 0
         self._loops = [self._start_loop(index, channel) for index, channel in enumerate(self.channels)]
         await asyncio.sleep(0)  # a loop takes requests once its task has begun
 
@@ -462,7 +464,7 @@ class BoardOwner:
         Not when `gone` was started anew meanwhile, as by a power cycle that had the turn: the board is fed again.
         """
         async with self._switching:
-            if gone.starts != starts:
+            if gone.starts != starts or all(loop is not gone for loop, _ in self._loops):
                 return
             for loop, task in reversed(self._loops):
                 if loop is not gone and loop.state == "on":
@@ -470,12 +472,12 @@ class BoardOwner:
                         await _ask(loop.request_off(f"another input went off: {why}"), task)
 
     async def _end_loops(self) -> None:
-        loops, self._loops = self._loops, []
-        for _, task in reversed(loops):
+        for _, task in reversed(self._loops):
             task.cancel()
-        if loops:
-            await asyncio.wait([task for _, task in loops])
-        self.overruns += sum(loop.overruns for loop, _ in loops)
+        if self._loops:
+            await asyncio.wait([task for _, task in self._loops])
+        self.overruns += sum(loop.overruns for loop, _ in self._loops)
+        self._loops = []
 
     async def _all_on(self, voltage_v: float | None) -> dict[str, Any]:
         if len(self.channels) > 1 and self.state == "shed":
@@ -534,7 +536,11 @@ class BoardOwner:
             self._on_failure(self, error)
 
     def _cut(self, why: str) -> None:
-        """What clients know of the board is out of date from here."""
+        """What clients know of the board is out of date from here. Inputs that go after the first are the same cut."""
+        starts = sum(loop.starts for loop, _ in self._loops)
+        if starts == self._cut_starts:
+            return
+        self._cut_starts = starts
         self.power_epoch += 1
         self.power_cuts += 1
         self.last_cut = f"at {utc_text(time.time())}: {why}"

@@ -93,7 +93,7 @@ class PowerLoop:
         self.board = board
         self.state: State = "off"
         self.overruns = 0
-        self.starts = 0  # how often the channel was switched on
+        self.starts = 0  # how often the channel gave the board its power anew
         self.last: PowerSample | None = None
         self.period_s = (tuning or Tuning()).period_min_s
         self._supply = supply
@@ -563,6 +563,7 @@ class PowerLoop:
         low_v = check_dip(self._envelope, self._set, depth_v, duration_s)
         if low_v < self._envelope.undervoltage_lockout_v:
             self._on_cut(f"brown-out to {low_v:g} V")
+            self.starts += 1
         done = await brown_out(
             self._supply,
             self._channel,

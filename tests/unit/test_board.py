@@ -85,7 +85,11 @@ def board_type() -> BoardType:
 
 
 def run(
-    tmp_path: Path, body: Callable[[Rig], Awaitable[None]], aux_channel: int | None = None, watts: Any = None
+    tmp_path: Path,
+    body: Callable[[Rig], Awaitable[None]],
+    aux_channel: int | None = None,
+    watts: Any = None,
+    lockout_v: float = 0.0,
 ) -> None:
     async def steps() -> None:
         loads = {n: RecordedLoad(((0.0, 6.0),), undervoltage_lockout_v=3.0) for n in (1, 2)}
@@ -94,7 +98,7 @@ def run(
         async with VirtualSupply(loads=loads) as virtual:
             address = f"tcp://127.0.0.1:{virtual.port}"
             supply = ScpiSupply("rigol-dp800", address, timeout_s=0.2)
-            inputs = [(1, ENVELOPE, Setpoint(15.0, 2.0), True, 0.0)]
+            inputs = [(1, replace(ENVELOPE, undervoltage_lockout_v=lockout_v), Setpoint(15.0, 2.0), True, 0.0)]
             if aux_channel is not None:
                 inputs.append((aux_channel, AUX, Setpoint(5.0, 2.0), False, 0.3))
             channels = tuple(
@@ -196,6 +200,36 @@ def test_a_channel_that_trips_is_told_as_tripped_while_the_others_follow(tmp_pat
         assert (_loop(rig, 1).state, rig.is_on(1)) == ("tripped", False)
 
     run(tmp_path, body, aux_channel=2)
+
+
+def test_a_cut_of_several_inputs_counts_once(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        def cuts() -> tuple[int, int]:
+            return rig.board.power_epoch, rig.board.power_cuts
+
+        await rig.on()
+        await rig.board.off("test")
+        assert cuts() == (1, 1)
+        await rig.on()
+        await rig.board.on(None, allowed, cycle=True)
+        assert cuts() == (2, 2)
+        rig.virtual.instrument.trip(2, "ocp")  # goes alone first, and counts
+        await _until(lambda: rig.board.power_cuts == 3)
+        await _until(lambda: not rig.is_on(1))
+        assert cuts() == (3, 3)
+        rig.virtual.faults.append(Fault("ignore", "OUTP CH2,ON", -1))
+        with pytest.raises(SafetyError):  # a partial start
+            await rig.on()
+        rig.virtual.faults.clear()
+        assert cuts() == (4, 4)
+        await rig.on()
+        for n in (5, 6):  # the board stays on, without what it knew
+            await rig.board.brown_out(15.0 - 2.0, 0.02, allowed)
+            assert cuts() == (n, n)
+        await rig.board.rest()
+        assert cuts() == (7, 7)
+
+    run(tmp_path, body, aux_channel=2, lockout_v=3.0)
 
 
 @pytest.mark.parametrize("aux_channel", [None, 2])
