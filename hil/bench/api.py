@@ -306,10 +306,6 @@ def _board_routes(app: FastAPI, operations: Operations) -> None:
         offset, data = await operations.read_console(board, since, wait_s)
         return Response(data, media_type="application/octet-stream", headers={"X-Hil-Offset": str(offset)})
 
-    @app.post("/v1/boards/{board}/console", response_model=None)
-    async def write_console(board: str, request: Request, token: Token = None) -> JSONResponse:
-        return JSONResponse(await operations.write_console(board, await request.body(), token))
-
 
 def _flight_routes(app: FastAPI, operations: Operations) -> None:
     @app.post("/v1/flights", response_model=None)

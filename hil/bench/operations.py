@@ -155,10 +155,6 @@ class Operations:
         await console.wait_beyond(since, wait_s)
         return console.ring.since(since)
 
-    async def write_console(self, name: str, data: bytes, token: str | None) -> dict[str, Any]:
-        await self.console(self.held(token, name)).write(data)
-        return {"written": len(data)}
-
     def console(self, board: BoardOwner) -> Console:
         """Its console, or UsageError."""
         if board.console is None:
