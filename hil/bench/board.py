@@ -249,6 +249,8 @@ class BoardOwner:
                     f"{wait_s:g} s",
                     hint="lower the threshold, load the board, or emulate the current with added_a; nothing was cut",
                 )
+            if cut.cancelled():
+                raise BenchError(f"board {self.name}: its lease ended; the latch-up protection is disarmed")
             done = await _ask(cut, task)  # it has cut, or is about to
         finally:
             cut.cancel()
@@ -282,6 +284,8 @@ class BoardOwner:
         """A lease is over: nothing that it armed may still happen, and no button stays pressed."""
         if self.cut is not None:
             await self.cut.disarm()
+        for loop, _ in self._loops:
+            loop.disarm_latch_up()
         await self.controls.release_all()
 
     async def outlet(self, on: bool | None) -> dict[str, Any]:

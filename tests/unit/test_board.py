@@ -317,6 +317,21 @@ def test_a_latch_up_that_is_cutting_when_its_wait_is_over_is_told_as_a_cut(
     run(tmp_path, body, aux_channel=2)
 
 
+def test_a_latch_up_protection_ends_with_its_lease(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        asked = asyncio.create_task(rig.board.latch_up(LatchUpLimits(1.0, 0.0), 0.1, 30.0, allowed))
+        await asyncio.sleep(0.1)
+        await rig.board.calm()
+        with pytest.raises(BenchError, match="its lease ended"):
+            await asyncio.wait_for(asked, 2.0)
+        rig.loads[1].profile = ((0.0, 24.0),)
+        await asyncio.sleep(0.5)
+        assert rig.is_on()
+
+    run(tmp_path, body)
+
+
 def test_a_board_whose_lease_ended_is_not_started_again(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         await rig.on()
