@@ -37,6 +37,7 @@ KEY_VARIABLE = "HIL_BENCH_KEY"  # a file's name
 STREAM_PROTOCOL = "hil-stream/1"
 CONNECT_S = 10.0
 CHUNK_BYTES = 1 << 16
+_ID = re.compile(r"[\w-][\w.-]{0,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,8 @@ def load_remote(url: str) -> inventory.Bench:
         told = connection.get("/v1/bench", timeout_s=CONNECT_S)
     finally:
         connection.close()
+    if not _ID.fullmatch(str(told["id"])):
+        raise BenchError(f"{address} calls itself {told['id']!r}", hint="no directory here can be named after that")
     identity = f"{told['id']}-{hashlib.sha256(str(address).encode()).hexdigest()[:8]}"
     _log_in_from_here(told["file"], paths.state_dir(identity) / "known_hosts")
     return Bench(

@@ -24,8 +24,9 @@ _CONSOLE = re.compile(
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,40}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 File = Annotated[Path, AfterValidator(Path.expanduser)]
-
-
+# Both become words of a command line of `ssh`: never an option, and nothing that ends a word of a shell.
+SshAddress = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9_.:%-]*$")]
+SshUser = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+\\-]*$")]
 Outlet = Annotated[str, Field(pattern=r"^(tasmota://[^/]+(/\d+)?|lcus:///[^?]+(\?relay=\d+)?)$")]
 
 
@@ -128,9 +129,9 @@ class ConsoleWire(Strict):
 class JumpHost(Strict):
     """A machine that connections to a board go through. Without `key`: the keys of the SSH agent."""
 
-    address: str
+    address: SshAddress
     port: Port = 22
-    user: str = "root"
+    user: SshUser = "root"
     key: File | None = None
     known_hosts: File
 

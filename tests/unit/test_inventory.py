@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from hil.errors import UsageError
 from hil.inventory import load_bench, load_mission, yaml_file
+from hil.inventory.bench import JumpHost
 from hil.inventory.board_type import load_board_type
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -266,3 +268,13 @@ def test_an_envelope_out_of_order_is_refused(tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UsageError, match=rf"board\.yaml:{_line_of(text, 'supply:')}: `supply`: need voltage_min_v <="):
         load_board_type(path)
+
+
+@pytest.mark.parametrize("user", ["-oProxyCommand=x", "a b", "", "$(x)", "a;b", "a$(x)"])
+def test_who_logs_in_where_is_no_option_and_no_shell_s_word(tmp_path: Path, user: str) -> None:
+    """They end up on a command line of `ssh`, and the bench of another host says what they are."""
+    for good in ("hil", "lab\\anna", "anna@LAB.EXAMPLE", "_svc-1"):
+        assert JumpHost(address="fe80::1%usb0", user=good, known_hosts=tmp_path).user == good
+    for wrong in ({"address": "h", "user": user}, {"address": user}):
+        with pytest.raises(ValidationError, match=r"address|user"):
+            JumpHost(**wrong, known_hosts=tmp_path)

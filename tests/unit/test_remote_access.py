@@ -14,7 +14,7 @@ import pytest
 
 from hil.bench.remote import RemoteServer, Users, certificate, fingerprint
 from hil.client.http import DaemonGone, Http
-from hil.client.remote import Address, StreamRelay, _log_in_from_here
+from hil.client.remote import Address, StreamRelay, _log_in_from_here, load_remote
 from hil.errors import BenchError, UsageError
 
 URL = "https://lab.example:7443#" + "ab" * 32
@@ -230,6 +230,14 @@ def test_keys_and_pins_are_those_of_the_host_that_logs_in(tmp_path: Path, monkey
     told = file()
     _log_in_from_here(told, tmp_path / "known_hosts")
     assert {told["boards"]["b1"][plane]["key"] for plane in ("mgmt", "payload")} == {"~/lab"}
+
+
+@pytest.mark.parametrize("told", ["../../x", "..", "a/b", "", "a\n"])
+def test_a_bench_does_not_choose_where_its_state_is_kept(monkeypatch: pytest.MonkeyPatch, told: object) -> None:
+    monkeypatch.setenv("HIL_BENCH_TOKEN", "t")
+    monkeypatch.setattr(Http, "get", lambda *_, **__: {"id": told, "file": {"boards": {}}})
+    with pytest.raises(BenchError, match="calls itself"):
+        load_remote(URL)
 
 
 def test_an_address_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
