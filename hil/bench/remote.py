@@ -32,6 +32,7 @@ STREAM_PROTOCOL = "hil-stream/1"
 HANDSHAKE_S = 10.0
 HANDSHAKE_BYTES = 4096
 FIRST_BYTE_S = 10.0
+USER_TICK_S = 1.0
 CONNECTIONS = 256
 KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
 CERTIFICATE_DAYS = 3650
@@ -139,14 +140,20 @@ def guarded(app: Asgi, users: Users) -> Asgi:
     async def serve(scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        user = users.whose(_bearer(scope["headers"]))
+        token = _bearer(scope["headers"])
+        user = users.whose(token)
+
+        async def heard() -> Any:
+            """A user who is removed while a call waits (in line for a lease) has left."""
+            return await receive() if users.whose(token) is not None else {"type": "http.disconnect"}
+
         if user is None:
             await refuse(send, 401, _UNKNOWN)
         elif (scope["method"], scope["path"]) in LOCAL_ONLY:
             error = UsageError(f"{scope['path']} is for the bench's own host", hint="log in there")
             await refuse(send, 403, error)
         else:
-            await app({**scope, "state": {**scope.get("state", {}), "user": user}}, receive, send)
+            await app({**scope, "state": {**scope.get("state", {}), "user": user}}, heard, send)
 
     return serve
 
@@ -265,23 +272,32 @@ class RemoteServer:
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """First line `{"user_token", "stream", "board"}`; then bytes to and from that stream's own socket."""
         try:
-            path = self._opened(await asyncio.wait_for(reader.readline(), HANDSHAKE_S))
+            path, token = self._opened(await asyncio.wait_for(reader.readline(), HANDSHAKE_S))
             inner_reader, inner_writer = await asyncio.open_unix_connection(path)
         except HilError as error:
             writer.write(json.dumps({"error": describe_error(error)}).encode() + b"\n")
         except (OSError, TimeoutError, ValueError) as error:
             log.info("a stream did not come about: %s", error)
         else:
-            await until_one_ends(pump(reader, inner_writer), pump(inner_reader, writer))
+            await until_one_ends(
+                pump(reader, inner_writer), pump(inner_reader, writer), self._removed(token, writer.transport)
+            )
             inner_writer.close()
         finally:
             writer.close()
 
-    def _opened(self, line: bytes) -> Path:
+    async def _removed(self, token: str, transport: asyncio.WriteTransport) -> None:
+        """Ends the connection within a second after the user's token became void."""
+        while self._users.whose(token) is not None:  # noqa: ASYNC110  (a file changes, from another process)
+            await asyncio.sleep(USER_TICK_S)
+        transport.abort()
+
+    def _opened(self, line: bytes) -> tuple[Path, str]:
         asked = json.loads(line)
-        if not isinstance(asked, dict) or self._users.whose(str(asked.get("user_token"))) is None:
+        token = str(asked.get("user_token")) if isinstance(asked, dict) else ""
+        if self._users.whose(token) is None:
             raise _UNKNOWN
-        return self._sockets(str(asked.get("stream")), str(asked.get("board")))
+        return self._sockets(str(asked.get("stream")), str(asked.get("board"))), token
 
 
 def _write_private(path: Path, data: bytes) -> None:

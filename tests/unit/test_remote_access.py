@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hil.bench.remote import RemoteServer, Users, certificate, fingerprint
+from hil.bench.remote import RemoteServer, Users, certificate, fingerprint, guarded
 from hil.client.http import DaemonGone, Http
 from hil.client.remote import Address, StreamRelay, _log_in_from_here, load_remote
 from hil.errors import BenchError, UsageError
@@ -131,6 +131,46 @@ def test_a_stream_comes_through_whole_in_both_directions_at_once(served: Served)
     assert through(relay, b"again") == b"again"
     relay.close()
     assert not relay.path.exists()
+
+
+def test_a_user_who_is_removed_loses_streams_and_places_in_line(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hil.bench.remote.USER_TICK_S", 0.05)
+    bert = served.users.add("bert", 0.0)
+    relays = [StreamRelay(served.address(token=token), "console", "b1") for token in (served.token, bert)]
+    streams = []
+    for relay in relays:
+        streams.append(socket.socket(socket.AF_UNIX))
+        streams[-1].settimeout(10)
+        streams[-1].connect(str(relay.path))
+        streams[-1].sendall(b"x")
+        assert streams[-1].recv(1) == b"x"
+    served.users.remove("anna")
+    assert streams[0].recv(1) == b""
+    streams[1].sendall(b"y")
+    assert streams[1].recv(1) == b"y"
+    for item in (*streams, *relays):
+        item.close()
+
+
+def test_a_call_of_a_user_who_is_removed_has_no_client_any_more(tmp_path: Path) -> None:
+    users = Users(tmp_path)
+    token = users.add("anna", 0.0)
+    left: list[str] = []
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.request"
+        users.remove("anna")
+        left.append((await receive())["type"])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    headers = [(b"authorization", b"Bearer " + token.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/v1/leases", "headers": headers}
+    asyncio.run(guarded(waits, users)(scope, receive, None))
+    assert left == ["http.disconnect"]
 
 
 @pytest.mark.parametrize(
