@@ -154,15 +154,16 @@ class BoardOwner:
 
     async def loop(self) -> PowerLoop:
         """The running power loop that leads, after the first sample of every channel."""
-        await self._start_loops()
-        deadline = self._monotonic() + FIRST_SAMPLE_S
-        for loop, task in self._loops:
-            while loop.last is None:
-                _raise_end(task)
-                if self._monotonic() > deadline:
-                    raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
-                await asyncio.sleep(0.01)
-        return self._loops[self._lead][0]
+        async with self._switching:  # nobody ends them meanwhile
+            await self._start_loops()
+            deadline = self._monotonic() + FIRST_SAMPLE_S
+            for loop, task in self._loops:
+                while loop.last is None:
+                    _raise_end(task)
+                    if self._monotonic() > deadline:
+                        raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
+                    await asyncio.sleep(0.01)
+            return self._loops[self._lead][0]
 
     def inputs(self) -> dict[str, PowerSample]:
         """The newest sample of each channel by the name of its input; where several feed one, with their number."""
@@ -172,15 +173,24 @@ class BoardOwner:
             for index, sample in self._newest.items()
         }
 
-    def attach(self, flight: Flight) -> None:
-        """Begin a flight on the running loops. Raises what `PowerLoop.attach` raises."""
+    def attach(self, flight: Flight) -> PowerLoop:
+        """Begin a flight on the running loops; the one that leads. Raises what `PowerLoop.attach` raises.
+
+        BenchError when they have ended since `loop` gave them: the lease may have.
+        """
+        if not self._loops:
+            raise BenchError(f"board {self.name}: its power loops have ended: its lease is over")
+        for _, task in self._loops:
+            _raise_end(task)
         delayed = [(channel.on_delay_s, loop) for channel, (loop, _) in zip(self.channels, self._loops, strict=True)]
         others = None
         if len(delayed) > 1:
             delay_s, _ = delayed[self._lead]
             before, after = tuple(delayed[: self._lead]), tuple(delayed[self._lead + 1 :])
             others = Others(before, after, delay_s, self._switching)
-        self._loops[self._lead][0].attach(flight, others)
+        lead = self._loops[self._lead][0]
+        lead.attach(flight, others)
+        return lead
 
     async def on(
         self, voltage_v: float | None, allowed: Callable[[], object], *, cycle: bool = False

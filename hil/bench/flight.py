@@ -113,20 +113,20 @@ class FlightControl:
         cls, board: BoardOwner, mission_path: Path, run_dir: Path, start_s: float, meta: Mapping[str, str]
     ) -> FlightControl:
         """Compile the mission and start its clock. Raises UsageError when it does not fit the board or the bench."""
-        loop = await board.loop()
+        await board.loop()
         # A day compiles in some 0.1 s, mostly inside numpy: a thread is enough, a process would take longer to start.
         mission, timeline = await asyncio.to_thread(_prepare, mission_path, board, run_dir)
         if not start_s < timeline.duration_s:
             raise UsageError(f"start_s {start_s:g} is behind the mission's end at {timeline.duration_s:g} s")
         flight = cls(board, mission, timeline, run_dir, start_s)
         try:
-            await flight._start(loop, meta)
+            await flight._start(meta)
         except BaseException:
             await asyncio.shield(flight.end("start failed"))
             raise
         return flight
 
-    async def _start(self, loop: PowerLoop, meta: Mapping[str, str]) -> None:
+    async def _start(self, meta: Mapping[str, str]) -> None:
         power = self.timeline.environment.power
         if power is None:
             raise UsageError(f"{self.mission.path}: a flight needs the mission's `power:`")
@@ -135,7 +135,7 @@ class FlightControl:
             self._console_log = self.board.console.add_log(self.run_dir / "console")
         # The clock counts from here, not from before the compilation.
         self.clock = self.player.clock = MissionClock(self._start_s, self._monotonic())
-        self.board.attach(
+        loop = self.board.attach(
             PowerFlight(
                 eps=eps,
                 clock=self.clock,

@@ -141,6 +141,25 @@ def run(
     return asyncio.run(steps())
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_flight_that_begins_while_its_lease_ends_is_refused_and_holds_the_loops_that_run(
+    tmp_path: Path, again: bool
+) -> None:
+    async def body(rig: Rig) -> None:
+        first = await rig.board.loop()
+        await rig.board.rest()
+        flight = Flight(rig.eps, MissionClock(time.monotonic()), lambda t: 0.0, lambda t: 0.0, planned_w=15.0)
+        if again:
+            lead, other = await asyncio.gather(rig.board.loop(), rig.board.loop())
+            assert rig.board.attach(flight) is lead is other is not first
+            assert lead.flight is flight
+        else:
+            with pytest.raises(BenchError, match="have ended"):
+                rig.board.attach(flight)
+
+    run(tmp_path, body, soc=0.8)
+
+
 def switchings(rig: Rig) -> list[tuple[str, bool]]:
     """Which input went on or off, in order of time."""
     edges = [(at_s, name, on) for name, load in zip(("main", "io"), rig.loads, strict=True) for at_s, on in load.edges]
