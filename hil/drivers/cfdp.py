@@ -132,20 +132,25 @@ def start_receiver(
     from hil.drivers.ssh import Detached
 
     argv = [python, pyz, "receive", "--port", str(port), "--directory", directory, "--ask-again-s", str(ask_again_s)]
-    job = Detached.start(shell, argv, f"{directory}/.cfdp")
-    deadline = time.monotonic() + 60  # an emulated board compiles the archive for a while
-    while True:
-        said, complaint = job.output(shell)
-        if '"ready"' in said:
-            return job
-        if job.poll(shell) is not None or time.monotonic() > deadline:
+    job = Detached(f"{directory}/.cfdp", tuple(argv))
+    try:
+        Detached.start(shell, argv, job.directory)
+        deadline = time.monotonic() + 60  # an emulated board compiles the archive for a while
+        while True:
+            said, complaint = job.output(shell)
+            if '"ready"' in said:
+                return job
+            if job.poll(shell) is not None or time.monotonic() > deadline:
+                words = (complaint or said).strip()[-400:] or "it says nothing"
+                raise BoardError(
+                    f"{shell.name}: the CFDP receiver does not start: {words}",
+                    hint=f"it needs {python} there, 3.10 or newer, and UDP port {port} for itself",
+                )
+            time.sleep(0.1)
+    except BaseException:
+        with contextlib.suppress(BoardError):  # what went wrong first says more
             job.kill(shell)
-            words = (complaint or said).strip()[-400:] or "it says nothing"
-            raise BoardError(
-                f"{shell.name}: the CFDP receiver does not start: {words}",
-                hint=f"it needs {python} there, 3.10 or newer, and UDP port {port} for itself",
-            )
-        time.sleep(0.1)
+        raise
 
 
 class CfdpUpload:

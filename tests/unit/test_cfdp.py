@@ -17,13 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fastcrc
 import pytest
 
 from hil.drivers import cfdp, cfdp_entity
-from hil.drivers.cfdp import CfdpUpload
+from hil.drivers.cfdp import CfdpUpload, start_receiver
+from hil.drivers.ssh import ShellTimeout
+from hil.drivers.ssh.detached import _START
 from hil.errors import BoardError, UsageError
+from hil.model import Completed
 
 EOF, FINISHED, ACK, METADATA, NAK = 4, 5, 6, 7, 8
 UP, DOWN = True, False
@@ -368,6 +372,54 @@ def test_the_archive_receives_with_nothing_installed(source: Path, tmp_path: Pat
             with contextlib.suppress(ProcessLookupError):
                 board.kill()
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+class LocalShell:
+    """Runs what a board would; its line fails at the words `fails_at`."""
+
+    name = "here"
+
+    def __init__(self, fails_at: str) -> None:
+        self._fails_at = fails_at
+
+    def run(self, argv: list[str], timeout_s: float = 20.0, *, check: bool = False) -> Completed:
+        if self._fails_at in " ".join(argv):
+            raise ShellTimeout("the line is down")
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=check)
+        return Completed(tuple(argv), done.stdout, done.stderr, done.returncode, 0.0)
+
+
+def _runs(word: str) -> bool:
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in process.read_bytes():
+                return True
+    return False
+
+
+@pytest.mark.parametrize("fails_at", ["cat /", "test -d"])
+def test_a_receiver_whose_start_is_not_seen_is_not_left_there(tmp_path: Path, fails_at: str) -> None:
+    shell: Any = LocalShell(fails_at)
+    pyz = tmp_path / "mute.pyz"
+    pyz.write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(ShellTimeout, match="the line is down"):
+        start_receiver(shell, str(pyz), str(tmp_path), python=sys.executable)
+    assert (tmp_path / ".cfdp/status").read_text() == "137\n"
+    deadline = time.monotonic() + 5
+    while _runs(str(pyz)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_output_of_a_detached_command_is_there_as_soon_as_it_is_left_alone(tmp_path: Path) -> None:
+    """And is its own, not what an earlier one said."""
+    where = tmp_path / "job"
+    where.mkdir()
+    (where / "stdout").write_text("ready, said the one before")
+    before, begins, _ = _START.partition("{ cd -")
+    assert begins
+    subprocess.run(["sh", "-c", before, "sh", str(where), "true"], check=True)
+    assert [(where / name).read_text() for name in ("stdout", "stderr")] == ["", ""]
 
 
 def test_the_crcs_of_the_archive_are_those_of_fastcrc() -> None:

@@ -12,9 +12,10 @@ from hil.drivers.ssh.shell import Shell
 from hil.errors import BoardError
 from hil.model import Completed
 
-# The shell that starts it leads the process group, also after its own end; `status` appears whole or not at all.
+# The shell that starts it leads the process group, also after its own end; `status` appears whole or not at all. Its
+# output is there, and empty, before it runs: whoever asks at once must not find none, or an earlier command's.
 _START = """
-mkdir -p "$1" && cd "$1" && rm -f status && echo $$ >group || exit
+mkdir -p "$1" && cd "$1" && rm -f status && : >stdout && : >stderr && echo $$ >group || exit
 where=$1; shift
 { cd - >/dev/null; "$@" </dev/null >"$where/stdout" 2>"$where/stderr"; echo $? >"$where/status.new"
   mv "$where/status.new" "$where/status"; } </dev/null >/dev/null 2>&1 &
