@@ -19,7 +19,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -32,16 +32,28 @@ from hil.bench.metering import Metering
 from hil.bench.pacing import Pacing
 from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
 from hil.bench.powerflight import FlightPower, check_flight
-from hil.bench.powervalues import Flight, Heartbeat, OnCut, OnEvent, PowerLedger, PowerSample, State, Tuning
+from hil.bench.powervalues import (
+    EpsStateLike,
+    Flight,
+    Heartbeat,
+    OnCut,
+    OnEvent,
+    PowerLedger,
+    PowerSample,
+    State,
+    Tuning,
+)
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.scpi import InstrumentError, Supply
 from hil.errors import BenchError, HilError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
 
+_Kind = Literal["on", "off", "dip", "shed", "restore"]
+
 
 @dataclass(slots=True)
 class _Command:
-    kind: Literal["on", "off", "dip"]
+    kind: _Kind
     setpoint: Setpoint | None
     done: asyncio.Future[Any]
     how: str
@@ -111,6 +123,7 @@ class PowerLoop:
         self._clock = clock
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
         self._others: Others | None = None  # of the loop that leads a flight
+        self._sequence: asyncio.Task[None] | None = None  # a shed or a restore over all channels
         self._main = main
         self._efficiency = 1.0 if main else converter_efficiency
         self._set = nominal
@@ -243,7 +256,7 @@ class PowerLoop:
         finally:
             self._running = False
             self._slot.leave()
-            for task in beside:
+            for task in (*beside, *filter(None, (self._sequence,))):
                 task.cancel()
             self._refuse_waiting()
 
@@ -292,6 +305,7 @@ class PowerLoop:
     async def _tick(self, due_s: float, lateness_s: float) -> None:
         self._setpoint_late_s = 0.0
         self._check_heartbeat()
+        self._check_sequence()
         reading = await self._read()
         if reading is None:
             return
@@ -399,11 +413,8 @@ class PowerLoop:
         state = flown.feed(self.board, board_w, self._clock(), self._efficiency)
         if self._others is not None:
             flown.gain = flown.flight.eps.gain(flown.bus_w)
-            if self.state == "shed":
-                await self._maybe_restore(flown, self._others)
-            elif self.state == "on" and (cause := flown.shed_cause(self.board)):
-                await self._shed(flown, self._others, cause)
-                return
+            if self._sequence is None:
+                self._sequence = self._shed_or_restore(flown, self._others)
         # Below the board's minimum the loop that leads sheds it, within a tick of its own.
         if self._main and self.state == "on" and state.bus_voltage_v >= flown.board_min_v:
             await self._follow(Setpoint(state.bus_voltage_v, self._nominal.current_limit_a), due_s)
@@ -442,17 +453,38 @@ class PowerLoop:
         else:
             self.ledger.writes_skipped += 1
 
+    def _shed_or_restore(self, flown: FlightPower, others: Others) -> asyncio.Task[None] | None:
+        """Begin what the model asks for, beside the ticks: what is on is measured and judged meanwhile."""
+        if self.state == "on" and (cause := flown.shed_cause(self.board)):
+            sequence = self._shed(flown, others, cause)
+        elif self.state == "shed" and self._off_verified_s is not None:
+            rested_s = self._clock() - self._off_verified_s
+            if not flown.may_restore(rested_s):
+                return None
+            sequence = self._restore(flown.state, others, rested_s)
+        else:
+            return None
+        return asyncio.create_task(sequence, name=f"sequence-{self.board}")
+
+    def _check_sequence(self) -> None:
+        """Whatever fails in a shed or a restore ends this loop, and with it the board's others."""
+        if self._sequence is not None and self._sequence.done():
+            done, self._sequence = self._sequence, None
+            done.result()
+
     async def _shed(self, flown: FlightPower, others: Others, cause: str) -> None:
-        """Every channel off, in reverse order; whatever fails ends this loop, and with it the board's others."""
+        """Every channel off, in reverse order."""
         state, rule, why = flown.state, flown.flight.shed, f"load shed: {cause}"
         async with _turn(others.turn) as mine:
             if not mine:
                 return  # somebody switches the board at this moment: judged again at the next tick
             for _, loop in reversed(others.after):
-                await self._with_heart(loop._shed_beside(why))
-            off = await self._cut("shed", why)
+                await loop._shed_beside(why)
+            off: PoweredOff | None = await self._request("shed", None, why)
             for _, loop in reversed(others.before):
-                await self._with_heart(loop._shed_beside(why))
+                await loop._shed_beside(why)
+        if off is None:
+            return  # it had gone by itself meanwhile, and that was told
         flown.switched()
         self._tell(
             "load_shed",
@@ -471,37 +503,27 @@ class PowerLoop:
         if self.state == "on":
             await self.request_off(why)
 
-    async def _maybe_restore(self, flown: FlightPower, others: Others) -> None:
-        if self._off_verified_s is None:
-            return
-        state, rested_s = flown.state, self._clock() - self._off_verified_s
-        if not flown.may_restore(rested_s):
-            return
+    async def _restore(self, state: EpsStateLike, others: Others, rested_s: float) -> None:
+        """Every channel on, in order."""
         told = {"bus_voltage_v": state.bus_voltage_v, "soc": state.soc, "rested_s": rested_s}
         async with _turn(others.turn) as mine:
-            if not mine:
+            if not mine or self.state != "shed":
                 return
             self._tell("load_restoring", **told)
             for delay_s, loop in others.before:
-                await self._nap(delay_s)
-                await self._with_heart(loop.request_on())
-            await self._nap(others.delay_s)
-            on = await self._power_on(Setpoint(state.bus_voltage_v, self._nominal.current_limit_a))
+                await asyncio.sleep(delay_s)
+                await loop.request_on()
+            await asyncio.sleep(others.delay_s)
+            on: PoweredOn | None = await self._request("restore", None, "restored")
+            if on is None:  # an off overtook it
+                for _, loop in reversed(others.before):
+                    await loop._shed_beside("no longer shed")
+                return
             for delay_s, loop in others.after:
-                await self._nap(delay_s)
-                await self._with_heart(loop.request_on())
-        self._tell("load_restored", **told, on_mono=on.on_s, peak_a=on.peak_a)
-
-    async def _with_heart(self, request: Coroutine[Any, Any, object]) -> None:
-        """Wait for another channel's loop. A heart of its own beats for what it does, so this one's may go on."""
-        task = asyncio.ensure_future(request)
-        try:
-            while not task.done():
-                self._live()
-                await asyncio.wait((task,), timeout=self._tuning.pulse_s)
-        finally:
-            task.cancel()
-        task.result()
+                await asyncio.sleep(delay_s)
+                await loop.request_on()
+        if self._energized:
+            self._tell("load_restored", **told, on_mono=on.on_s, peak_a=on.peak_a)
 
     # ------------------------------------------------------------------------------------------------- switching
     async def _obey(self, command: _Command) -> None:
@@ -509,11 +531,15 @@ class PowerLoop:
             return  # whoever asked is gone
         was_on = self.state == "on"
         try:
-            result: PoweredOn | PoweredOff | BrownOut
+            result: PoweredOn | PoweredOff | BrownOut | None
             if command.kind == "off":
                 result = await self._switch_off(command.how)
             elif command.kind == "dip":
                 result = await self._dip(*command.dip)
+            elif command.kind == "shed":
+                result = await self._cut("shed", command.how) if self.state == "on" else None
+            elif command.kind == "restore":
+                result = await self._power_on(self._bus()) if self.state == "shed" else None
             else:
                 result = await self._switch_on(command.setpoint)
         except BaseException as error:
@@ -543,8 +569,7 @@ class PowerLoop:
                 hint="wait until the battery restores it, or end the flight",
             )
         if self._flown is not None:
-            bus = Setpoint(self._flown.state.bus_voltage_v, self._nominal.current_limit_a)
-            setpoint = bus if self._main else self._nominal
+            setpoint = self._bus() if self._main else self._nominal
         on = await self._power_on(setpoint or self._nominal)
         self._tell(
             "board_on",
@@ -556,6 +581,11 @@ class PowerLoop:
             waived=list(on.waived),
         )
         return on
+
+    def _bus(self) -> Setpoint:
+        """What the flight's bus feeds now."""
+        volts = self._nominal.voltage_v if self._flown is None else self._flown.state.bus_voltage_v
+        return Setpoint(volts, self._nominal.current_limit_a)
 
     async def _dip(self, depth_v: float, duration_s: float) -> BrownOut:
         if self.state != "on":
@@ -694,7 +724,7 @@ class PowerLoop:
     # --------------------------------------------------------------------------------------------------- helpers
     async def _request(
         self,
-        kind: Literal["on", "off", "dip"],
+        kind: _Kind,
         setpoint: Setpoint | None,
         how: str,
         dip: tuple[float, float] = (0.0, 0.0),

@@ -71,7 +71,7 @@ class PowerWire(Strict):
 
     supply: Name
     channel: int = Field(ge=1)
-    on_delay_s: float = Field(default=0.0, ge=0)
+    on_delay_s: float = Field(default=0.0, ge=0, le=60)
     rail: Name | None = Field(default=None, description="which of the board type's `rails`; its `supply` without")
     outlet: Outlet | None = Field(default=None, description="a relay in this channel's line, instead of the supply's")
     follows_bus: bool | None = Field(

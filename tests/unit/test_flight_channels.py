@@ -17,8 +17,8 @@ from test_powerloop import FakeDeadman
 from hil.bench.board import BoardOwner, Channel
 from hil.bench.pacing import Pacing
 from hil.bench.powerloop import PowerLoop
-from hil.bench.powervalues import Flight, PowerSample, Tuning
-from hil.bench.safety import Envelope, Intent, IntentJournal
+from hil.bench.powervalues import Bounds, Flight, PowerSample, Tuning
+from hil.bench.safety import Envelope, Intent, IntentJournal, power_off
 from hil.drivers.scpi import ScpiSupply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.inventory import load_bench
@@ -226,6 +226,47 @@ def test_a_shed_cuts_all_in_reverse_and_a_restore_starts_all_in_order(tmp_path: 
     assert rig.of("load_shed")[0]["input"] == "main"
 
 
+def test_the_leading_channel_is_measured_while_another_one_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off in a shed before it, on in a restore after it, a second each."""
+
+    async def slow(supply: Any, channel: int, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(1.0 if channel == 2 else 0.0)
+        return await power_off(supply, channel, *args, **kwargs)
+
+    monkeypatch.setattr("hil.bench.safety.power_off", slow)
+
+    async def body(rig: Rig) -> None:
+        await rig.begin(rate=60.0, shed=RULE, bounds=Bounds(gap_s=0.6))
+        await rig.until(lambda: rig.of("load_shed"))
+        rig.sun_w = 60.0
+        await rig.until(lambda: rig.of("load_restored"))
+        await asyncio.sleep(0.2)
+        assert rig.are_on() == (True, True)
+        assert not rig.of("run_invalid")
+
+    run(tmp_path, body, aux=replace(AUX, inrush_s=1.0, on_timeout_s=1.5))
+
+
+def test_a_leading_channel_that_trips_in_the_middle_of_a_restore_is_seen_and_takes_the_others_along(
+    tmp_path: Path,
+) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.begin(rate=60.0, shed=RULE)
+        await rig.until(lambda: rig.of("load_shed"))
+        rig.sun_w = 60.0
+        await rig.until(lambda: rig.of("load_restoring") and rig.are_on() == (True, True))
+        rig.virtuals[0].instrument.trip(1, "ocp")
+        await rig.until(lambda: rig.of("tripped"))
+        assert rig.are_on()[1], "while the other one still starts"
+        await rig.until(lambda: rig.are_on() == (False, False))
+        await rig.until(lambda: rig.board.state == "tripped")
+        assert not rig.of("load_restored")
+
+    run(tmp_path, body, aux=replace(AUX, inrush_s=1.0, on_timeout_s=1.5))
+
+
 def test_two_channels_on_the_bus_both_follow_it(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         await rig.begin(rate=10.0)
@@ -358,6 +399,7 @@ def test_the_bench_file_says_which_channels_follow_the_bus(tmp_path: Path) -> No
     [
         (", follows_bus: false", ", rail: io", "", r"bench.yaml:10: none of board b1's channels follows"),
         ("", ", rail: io, follows_bus: true, converter_efficiency: 0.9", "", r"bench.yaml:12: .*no converter stands"),
+        ("", ", rail: io, on_delay_s: 61", "", r"bench.yaml:12: .*on_delay_s"),
         ("", "", '    meter: {supply: psu1, channel: 3}\n', r"bench.yaml:13: a meter is held against .* has several"),
     ],
 )  # fmt: skip
