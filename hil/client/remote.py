@@ -125,7 +125,7 @@ def load_remote(url: str) -> inventory.Bench:
     if not _ID.fullmatch(str(told["id"])):
         raise BenchError(f"{address} calls itself {told['id']!r}", hint="no directory here can be named after that")
     identity = f"{told['id']}-{hashlib.sha256(str(address).encode()).hexdigest()[:8]}"
-    _log_in_from_here(told["file"], paths.state_dir(identity) / "known_hosts")
+    _log_in_from_here(told["file"], paths.state_dir(identity))
     return Bench(
         path=Path(told["path"]),
         id=identity,
@@ -135,16 +135,16 @@ def load_remote(url: str) -> inventory.Bench:
     )
 
 
-def _log_in_from_here(file: dict[str, Any], known_hosts: Path) -> None:
+def _log_in_from_here(file: dict[str, Any], state_dir: Path) -> None:
     """Keys and pinned host keys are this host's: SSH is spoken from here to the board, the bench passes bytes on.
 
-    Two benches may give their boards the same private addresses, so each has its own `known_hosts`.
+    Boards may have the same private addresses, on two benches or behind two jump hosts: each has its own `known_hosts`.
     """
     given = os.environ.get(KEY_VARIABLE)
-    for board in file["boards"].values():
+    for name, board in file["boards"].items():
         for wire in (board.get("mgmt"), board.get("payload")):
             for hop in () if wire is None else (wire, *wire.get("jump", ())):
-                hop["known_hosts"] = str(known_hosts)
+                hop["known_hosts"] = str(state_dir / f"known_hosts-{name}")
                 told = hop.get("key")
                 hop["key"] = given or (told if told and os.access(told, os.R_OK) else None)
 

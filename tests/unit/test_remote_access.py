@@ -258,17 +258,24 @@ def test_keys_and_pins_are_those_of_the_host_that_logs_in(tmp_path: Path, monkey
     def file() -> dict[str, Any]:
         hop = {"address": "gate", "key": "/root/none/id", "known_hosts": "/there/known_hosts"}
         wire = {"address": "10.0.0.2", "key": str(mine), "known_hosts": "/there/known_hosts", "jump": [hop]}
-        return {"boards": {"b1": {"mgmt": wire, "payload": {"address": "x", "known_hosts": "/there"}}, "b2": {}}}
+        return {
+            "boards": {
+                "b1": {"mgmt": wire, "payload": {"address": "x", "known_hosts": "/there"}},
+                "b2": {"mgmt": {**wire, "jump": []}},
+            }
+        }
 
     monkeypatch.delenv("HIL_BENCH_KEY", raising=False)
     told = file()
-    _log_in_from_here(told, tmp_path / "known_hosts")
+    _log_in_from_here(told, tmp_path)
     mgmt = told["boards"]["b1"]["mgmt"]
     assert (mgmt["key"], mgmt["jump"][0]["key"], told["boards"]["b1"]["payload"]["key"]) == (str(mine), None, None)
-    assert mgmt["known_hosts"] == mgmt["jump"][0]["known_hosts"] == str(tmp_path / "known_hosts")
+    assert mgmt["known_hosts"] == mgmt["jump"][0]["known_hosts"] == str(tmp_path / "known_hosts-b1")
+    # The same private address: two machines, with a key each.
+    assert told["boards"]["b2"]["mgmt"]["known_hosts"] == str(tmp_path / "known_hosts-b2")
     monkeypatch.setenv("HIL_BENCH_KEY", "~/lab")
     told = file()
-    _log_in_from_here(told, tmp_path / "known_hosts")
+    _log_in_from_here(told, tmp_path)
     assert {told["boards"]["b1"][plane]["key"] for plane in ("mgmt", "payload")} == {"~/lab"}
 
 
