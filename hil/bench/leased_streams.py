@@ -12,7 +12,8 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from hil.bench.pumps import Pace, pump, until_one_ends
 from hil.bench.sockets import bind_unix, describe_error
 from hil.drivers import broker
-from hil.errors import BoardError, HilError, UsageError
+from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inventory.bench import BenchBoard, JumpHost
 
 log = logging.getLogger("hil.streams")
@@ -28,7 +29,9 @@ log = logging.getLogger("hil.streams")
 HANDSHAKE_BYTES = 4096
 HANDSHAKE_S = 5.0
 DIAL_S = 10.0
-DIALS = 2  # at a time: they wait on the threads that the daemon also writes its files with
+DIALS = 32  # at a time, on threads of their own: the others write the daemon's files
+SLOT_S = 5.0  # for an earlier dial to the same port of a board
+LEFT_TICK_S = 0.1
 # Copied on the loop that also regulates power: unbounded, a large file made it half a second late on a busy host.
 COPY_BYTES_PER_S = 8 << 20
 KINDS = ("ssh", "watch")
@@ -58,7 +61,8 @@ class LeasedStreams:
         self._wires = wires
         self._open: dict[asyncio.Task[Any], _Open] = {}
         self._server: asyncio.Server | None = None
-        self._dialing = asyncio.Semaphore(DIALS)
+        self._dialers = ThreadPoolExecutor(DIALS, "hil-dial")
+        self._slots: dict[tuple[str, str], asyncio.Lock] = {}
         self._pace = Pace(COPY_BYTES_PER_S)
 
     async def serve(self, path: Path) -> None:
@@ -74,6 +78,7 @@ class LeasedStreams:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        self._dialers.shutdown(wait=False, cancel_futures=True)
         for board in {item.board for item in self._open.values()}:
             self.end(board)
         if self._open:
@@ -107,7 +112,7 @@ class LeasedStreams:
             self._check(asked["board"], None, asked["token"])
 
         allowed()
-        sock = await self._dial(asked["board"], str(asked.get("plane")))
+        sock = await _while_there(reader, self._dial(asked["board"], str(asked.get("plane"))))
         far_reader, far_writer = await asyncio.open_connection(sock=sock)
         try:
             allowed()
@@ -126,14 +131,46 @@ class LeasedStreams:
             raise UsageError(f"board {board} has no {plane} port", hint=f"add `{plane}:` to the bench file")
         first: JumpHost = wire.jump[0] if wire.jump else wire
         through = wires.payload.broker if plane == "payload" and wires.payload is not None else None
+        slot = self._slots.setdefault((board, plane), asyncio.Lock())
         try:
-            async with self._dialing:
-                sock = await asyncio.to_thread(broker.connect, through, first.address, first.port, DIAL_S)
+            async with asyncio.timeout(SLOT_S):
+                await slot.acquire()
+        except TimeoutError:
+            raise BenchError(
+                f"board {board}: another connection to its {plane} port is still being made", hint="try again"
+            ) from None
+        dial = asyncio.get_running_loop().run_in_executor(
+            self._dialers, broker.connect, through, first.address, first.port, DIAL_S
+        )
+        dial.add_done_callback(lambda _: slot.release())  # also of one that nobody waits for any more
+        try:
+            sock = await asyncio.shield(dial)
         except OSError as error:
             where = f"{first.address} port {first.port}"
             raise BoardError(f"board {board}: nothing answers at {where}: {error.strerror or error}") from error
+        except asyncio.CancelledError:
+            dial.add_done_callback(_hang_up)
+            raise
         sock.setblocking(False)
         return sock
+
+
+async def _while_there(reader: asyncio.StreamReader, work: Coroutine[Any, Any, socket.socket]) -> socket.socket:
+    """The work's result; cancelled when the client leaves meanwhile (ConnectionError)."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait((task,), timeout=LEFT_TICK_S)
+            if reader.at_eof() and not task.done():
+                raise ConnectionError("the client left")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def _hang_up(dial: asyncio.Future[socket.socket]) -> None:
+    if not dial.cancelled() and dial.exception() is None:
+        dial.result().close()
 
 
 def _handshake(line: bytes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import pytest
 from hil.bench.leased_streams import LeasedStreams
 from hil.bench.pumps import Pace
 from hil.client.watch import Watch, Watches
+from hil.drivers import broker
 from hil.errors import BenchError, UsageError
 from hil.inventory.bench import BenchBoard, JumpHost, PayloadWire, SshWire
 
@@ -33,6 +34,8 @@ class Served:
             mgmt=SshWire(**here, port=1, jump=(hop,)),
             payload=PayloadWire(**here, port=port, link="l", broker=directory / "none"),
         )
+        mute = JumpHost(address="127.0.0.1", port=9, known_hosts=directory)
+        self.mute = BenchBoard.model_construct(mgmt=SshWire(**here, port=9, jump=(mute,)), payload=None)
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
         self._thread.start()
@@ -40,7 +43,7 @@ class Served:
 
     def check(self, board: str, epoch: int | None, token: str | None) -> dict[str, Any]:
         self.asked += 1
-        if board != "b1":
+        if board not in ("b1", "mute1", "mute2", "mute3"):
             raise UsageError(f"no board {board}")
         if token != self.token:
             raise BenchError("the lease is over")
@@ -59,7 +62,7 @@ class Served:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        self._streams = LeasedStreams(self.check, lambda board: self.wires)
+        self._streams = LeasedStreams(self.check, lambda board: self.wires if board == "b1" else self.mute)
         await self._streams.serve(self.path)
         ready.set()
         await self._over.wait()
@@ -165,6 +168,47 @@ def test_bytes_go_to_the_first_machine_on_the_way_until_the_lease_ends(served: S
     served.end()
     assert (peer.recv(10), client.recv(10)) == (b"", b"")
     for sock in (client, peer):
+        sock.close()
+
+
+def test_boards_that_do_not_answer_keep_no_other_waiting(
+    served: Served, port: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, dialled, dial = threading.Event(), [], broker.connect
+
+    def connect(through: Path | None, host: str, number: int, timeout_s: float) -> socket.socket:
+        dialled.append(number)
+        if number == 9:
+            answers.wait(10)
+            raise TimeoutError("timed out")
+        return dial(through, host, number, timeout_s)
+
+    def begin(board: str) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(served.path))
+        client.sendall(json.dumps({"stream": "ssh", "board": board, "token": "t1", "plane": "mgmt"}).encode() + b"\n")
+        return client
+
+    monkeypatch.setattr(broker, "connect", connect)
+    mute = [begin(f"mute{number}") for number in (1, 2, 3)]
+    began = time.monotonic()
+    client, answer = ask(served, stream="ssh", board="b1", token="t1", plane="mgmt")
+    assert answer == {}
+    assert time.monotonic() - began < 3
+    left = begin("mute1")
+    monkeypatch.setattr("hil.bench.leased_streams.SLOT_S", 0.2)
+    client, answer = ask(served, stream="ssh", board="mute1", token="t1", plane="mgmt")
+    assert answer["error"]["arm"] == "bench"
+    assert "still being made" in answer["error"]["message"]
+    left.close()
+    mute[1].close()  # in the middle of the dial
+    time.sleep(0.3)
+    answers.set()
+    assert b"nothing answers" in mute[0].recv(1000)
+    client, answer = ask(served, stream="ssh", board="mute2", token="t1", plane="mgmt")
+    assert "nothing answers" in answer["error"]["message"]
+    assert dialled.count(9) == 4  # not for the one that left
+    for sock in (client, *mute):
         sock.close()
 
 
