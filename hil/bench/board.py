@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
 from hil.bench.powerloop import Others, PowerLoop
 from hil.bench.powervalues import Flight, Heartbeat, PowerSample
-from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff
+from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
 from hil.drivers.outlets import outlet_for
 from hil.drivers.scpi import Supply
 from hil.errors import BenchError, HilError, UsageError
@@ -504,8 +504,7 @@ class BoardOwner:
         if any(loop.state == "on" for loop, _ in self._loops):  # a start that fails takes all inputs down: not these
             raise UsageError(f"board {self.name} is on already", hint="switch it off first, or use a power cycle")
         offset = None if self.console is None else self.console.ring.end
-        reading: Reading | None = None
-        on_s: float | None = None
+        started: list[PoweredOn] = []
         try:
             for (loop, task), channel in zip(self._loops, self.channels, strict=True):
                 await asyncio.sleep(channel.on_delay_s)
@@ -513,13 +512,17 @@ class BoardOwner:
                 setpoint = None
                 if voltage_v is not None and channel.main:
                     setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a)
-                powered = await _ask(loop.request_on(setpoint), task)
-                reading, on_s = reading or powered.reading, on_s or powered.on_s
+                started.append(await _ask(loop.request_on(setpoint), task))
         except BaseException:
             if len(self.channels) > 1:
                 await asyncio.shield(self._all_off("start of another channel failed"))
             raise
-        return {**self._answer(reading), "console_offset": offset, "on_s": on_s}
+        reading = self._of_all([item.reading for item in started])
+        return {**self._answer(reading), "console_offset": offset, "on_s": started[self._lead].on_s}
+
+    def _of_all(self, readings: Sequence[Reading]) -> Reading:
+        """The leading channel's reading, of `readings` in the channels' order, with the watts of all."""
+        return replace(readings[self._lead], power_w=sum(item.power_w for item in readings))
 
     async def _all_off(self, how: str) -> Reading | None:
         self._last_off = None
@@ -528,17 +531,17 @@ class BoardOwner:
                 await self._end_loops()
                 return None
             await self._start_loops()
-        reading: Reading | None = None
+        done: list[PoweredOff] = []
         failure: HilError | None = None
         for loop, task in reversed(self._loops):
             try:
-                self._last_off = await _ask(loop.request_off(how), task)
-                reading = self._last_off.reading
+                done.insert(0, await _ask(loop.request_off(how), task))
             except HilError as error:
                 failure = failure or error
         if failure is not None:
             raise failure
-        return reading
+        self._last_off = done[self._lead]
+        return self._of_all([item.reading for item in done])
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -160,6 +160,24 @@ def test_a_flight_that_begins_while_its_lease_ends_is_refused_and_holds_the_loop
     run(tmp_path, body, soc=0.8)
 
 
+@pytest.mark.parametrize("aux_first", [False, True])
+def test_the_answers_to_on_and_off_show_the_leading_channel_with_the_watts_of_all(
+    tmp_path: Path, aux_first: bool
+) -> None:
+    async def body(rig: Rig) -> None:
+        on = await rig.board.on(None, lambda: None)
+        assert on["voltage_v"] == pytest.approx(15.0, abs=0.31)
+        assert on["power_w"] == pytest.approx(8.0, rel=0.1)
+        off = await rig.board.off("test")
+        assert off["voltage_v"] < 0.6
+        for moment, edge in (("on_s", 0), ("off_s", 1)):
+            of_main, of_io = (load.edges[edge][0] for load in rig.loads)
+            told = on[moment] if edge == 0 else off[moment]
+            assert abs(told - of_main) < abs(told - of_io)
+
+    run(tmp_path, body, soc=0.8, aux_first=aux_first)
+
+
 def switchings(rig: Rig) -> list[tuple[str, bool]]:
     """Which input went on or off, in order of time."""
     edges = [(at_s, name, on) for name, load in zip(("main", "io"), rig.loads, strict=True) for at_s, on in load.edges]
