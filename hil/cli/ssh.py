@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import click
 
 from hil.cli.options import bench_option, board_option, the_bench
-from hil.errors import BenchError, UsageError
+from hil.errors import BenchError, HilError, UsageError
 from hil.inventory.bench import Bench, PayloadWire, SshWire
 
 if TYPE_CHECKING:
+    from hil.client import Lease
     from hil.client.shell import AnyShell
     from hil.drivers.ssh import Attempt, Login
     from hil.drivers.ssh.connection import Opener
@@ -169,7 +170,7 @@ def _shell(bench_file: str | None, board_name: str | None, plane: str) -> Iterat
     name, wires, _ = bench.board(board_name)
     if plane == "payload" or wires.console is None:
         _wire(bench, board_name, plane)
-    with attach(bench) as client, held_lease(client, bench, name) as lease:
+    with attach(bench) as client, held_lease(client, bench, name) as lease, _renewed(lease):
         held = client.board(name, lease)
         if plane == "mgmt":
             yield held.shell
@@ -187,8 +188,25 @@ def _opener(bench: Bench, board: str, plane: str) -> Iterator[Opener | None]:
     if not bench.url:
         yield None
         return
-    with attach(bench) as client, held_lease(client, bench, board) as lease:
+    with attach(bench) as client, held_lease(client, bench, board) as lease, _renewed(lease):
         yield client.board(board, lease).opener(plane)
+
+
+@contextlib.contextmanager
+def _renewed(lease: Lease) -> Iterator[None]:
+    """The lease does not run out meanwhile: a session or a large file may take longer than it lives."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(lease.ttl_s / 3):
+            with contextlib.suppress(HilError):  # a lease that is over ends the stream, which says so
+                lease.renew()
+
+    threading.Thread(target=renew, name="hil-lease", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _pass_on(sock: socket.socket) -> None:

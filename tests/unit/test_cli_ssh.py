@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sshd as openssh
@@ -16,6 +18,8 @@ from sshd import Sshd
 import hil.cli
 import hil.cli.lease
 import hil.client
+from hil.cli.ssh import _opener, _shell
+from hil.client.http import DaemonGone
 from hil.drivers.ssh import host_key, pin, pinned
 from hil.errors import ExitCode
 
@@ -120,7 +124,7 @@ def leased(server: Sshd, known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             yield SimpleNamespace(board=lambda name, lease: SimpleNamespace(shell=shell))
 
     monkeypatch.setattr(hil.client, "attach", attach)
-    monkeypatch.setattr(hil.cli.lease, "held_lease", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(hil.cli.lease, "held_lease", lambda *_: contextlib.nullcontext(SimpleNamespace(ttl_s=3600.0)))
 
 
 @pytest.mark.usefixtures("leased")
@@ -140,3 +144,35 @@ def test_files_go_there_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_plane_that_is_not_wired_is_told(known: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("board", "put", "--board", "b1", "--plane", "payload", __file__, "x") == ExitCode.USAGE
     assert "no payload port" in capsys.readouterr().err
+
+
+class KeptLease:
+    """A lease that ends unless it is renewed; the first call of all is lost on its way."""
+
+    ttl_s = 0.06
+
+    def __init__(self) -> None:
+        self.renewed = 0
+
+    def renew(self) -> None:
+        self.renewed += 1
+        if self.renewed == 1:
+            raise DaemonGone("nobody answers")
+
+
+@pytest.mark.parametrize("way", ["opener", "shell"])
+def test_a_long_session_keeps_its_lease(known: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    lease = KeptLease()
+    held = SimpleNamespace(opener=lambda plane: None, shell=None)
+    client = SimpleNamespace(board=lambda name, lease: held)
+    monkeypatch.setattr(hil.client, "attach", lambda bench: contextlib.nullcontext(client))
+    monkeypatch.setattr(hil.cli.lease, "held_lease", lambda *what: contextlib.nullcontext(lease))
+    bench: Any = SimpleNamespace(url="https://far")
+    with _opener(bench, "b1", "mgmt") if way == "opener" else _shell(os.environ["HIL_BENCH"], "b1", "mgmt"):
+        deadline = time.monotonic() + 5
+        while lease.renewed < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    seen = lease.renewed
+    time.sleep(0.1)
+    assert lease.renewed <= seen + 1
