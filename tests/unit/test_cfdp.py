@@ -10,6 +10,7 @@ import json
 import os
 import random
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,8 +25,8 @@ import pytest
 
 from hil.drivers import cfdp, cfdp_entity
 from hil.drivers.cfdp import CfdpUpload, start_receiver
-from hil.drivers.ssh import ShellTimeout
-from hil.drivers.ssh.detached import _START
+from hil.drivers.ssh import Detached, ShellTimeout
+from hil.drivers.ssh.detached import _LEAD, _START
 from hil.errors import BoardError, UsageError
 from hil.model import Completed
 
@@ -420,6 +421,26 @@ def test_output_of_a_detached_command_is_there_as_soon_as_it_is_left_alone(tmp_p
     assert begins
     subprocess.run(["sh", "-c", before, "sh", str(where), "true"], check=True)
     assert [(where / name).read_text() for name in ("stdout", "stderr")] == ["", ""]
+
+
+def test_a_detached_command_leads_a_group_without_setsid(tmp_path: Path) -> None:
+    """As over the console of a small system, whose shell every command belongs to."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("sh", "mkdir", "rm", "mv", "sleep"):
+        (tools / tool).symlink_to(shutil.which(tool) or "")
+    (tools / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tools / "python3").chmod(0o755)
+    where = tmp_path / "job"
+    argv = ["sh", "-c", _LEAD, "sh", _START, str(where), "sleep", "60"]
+    subprocess.run(argv, env={"PATH": str(tools)}, check=True, timeout=20)
+    group = int((where / "group").read_text())
+    assert group not in (os.getpgid(0), os.getpid())
+    shell: Any = LocalShell("nothing of it")
+    job = Detached(str(where), ("sleep", "60"))
+    assert job.poll(shell) is None
+    job.kill(shell)
+    assert job.poll(shell) == 137
 
 
 def test_the_crcs_of_the_archive_are_those_of_fastcrc() -> None:

@@ -20,10 +20,15 @@ where=$1; shift
 { cd - >/dev/null; "$@" </dev/null >"$where/stdout" 2>"$where/stderr"; echo $? >"$where/status.new"
   mv "$where/status.new" "$where/status"; } </dev/null >/dev/null 2>&1 &
 """
-# Over SSH a command leads a process group of its own; over a console it belongs to the shell's.
+# Over SSH a command leads a process group of its own; over a console it belongs to the shell's, and not every small
+# system has `setsid`.
 _LEAD = """
 script=$1; shift
-if kill -0 -$$ 2>/dev/null; then eval "$script"; else setsid sh -c "$script" sh "$@" & wait $!; fi
+if kill -0 -$$ 2>/dev/null; then eval "$script"
+elif command -v setsid >/dev/null; then setsid sh -c "$script" sh "$@" & wait $!
+else
+  python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' sh -c "$script" sh "$@" & wait $!
+fi
 """
 _POLL = """
 test -d "$1" || exit 9
