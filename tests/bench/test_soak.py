@@ -21,7 +21,7 @@ from hil.inventory import Bench
 
 pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("boards"), pytest.mark.timeout(900)]
 
-SHORT_S = 150.0  # a little less than the short flight takes where it takes least
+SHORT_S = 120.0  # the short flight takes 135 s where it takes least
 SEEDS = range(6)
 
 
