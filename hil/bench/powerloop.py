@@ -377,7 +377,7 @@ class PowerLoop:
         await self._cut("tripped", f"tripped: {cause}")
 
     async def _watch_envelope(self, reading: Reading) -> None:
-        breach = self._envelope.breach(reading, self._metering.energy_j - self._energy_at_on_j)
+        breach = self._breach(reading)
         if not breach:
             self._breach_since_s = None
             return
@@ -386,6 +386,9 @@ class PowerLoop:
         if reading.time_s - self._breach_since_s >= self._tuning.breach_s:
             self._tell("envelope_breach", cause=breach, voltage_v=reading.voltage_v, current_a=reading.current_a)
             await self._cut("tripped", f"outside the envelope: {breach}")
+
+    def _breach(self, reading: Reading) -> str:
+        return self._envelope.breach(reading, self._metering.energy_j - self._energy_at_on_j)
 
     async def _watch_latch_up(self, reading: Reading) -> None:
         if self._latch_up is None or not self._energized:
@@ -591,6 +594,19 @@ class PowerLoop:
         if self.state != "on":
             raise UsageError(f"{self.board} is {self.state}: only a board that is on can be dipped")
         low_v = check_dip(self._envelope, self._set, depth_v, duration_s)
+        if self._flown is not None and duration_s > (longest_s := self._flown.flight.bounds.lateness_s):
+            raise UsageError(
+                f"{self.board}: in this flight a set point may be {longest_s:g} s late, a dip of {duration_s:g} s "
+                "keeps the bus from it for longer",
+                hint="a shorter dip, or one outside a flight; nothing was sent to the supply",
+            )
+        breaches: list[str] = []
+
+        async def sample() -> Reading | None:
+            reading = await self._sample()
+            breaches.extend(filter(None, () if reading is None else (self._breach(reading),)))
+            return reading
+
         if low_v < self._envelope.undervoltage_lockout_v:
             self._on_cut(f"brown-out to {low_v:g} V")
             self.starts += 1
@@ -601,9 +617,10 @@ class PowerLoop:
             self._set,
             depth_v,
             duration_s,
-            sample=self._sample,
+            sample=sample,
             nap=self._nap,
-            interrupted=lambda: not self._commands.empty(),  # an off must not wait for the end of a long dip
+            # Neither an off nor a breach, which the ticks then judge, waits for the end of a long dip.
+            interrupted=lambda: bool(breaches) or not self._commands.empty(),
             clock=self._clock,
         )
         self._metering.touch()
@@ -612,6 +629,7 @@ class PowerLoop:
 
     async def _sample(self) -> Reading | None:
         """One measurement outside the grid of ticks: metered and recorded like any."""
+        self._check_heartbeat()
         reading = await self._read()
         if reading is not None:
             self._emit(reading, 0.0)

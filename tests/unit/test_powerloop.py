@@ -245,6 +245,40 @@ def test_leaving_the_envelope_for_long_enough_cuts(tmp_path: Path) -> None:
     fly(tmp_path, body, load, envelope=replace(ENVELOPE, power_max_w=10.0))
 
 
+@pytest.mark.parametrize("what", ["dead-man", "breach", "energy"])
+def test_a_long_dip_ends_with_what_would_cut_the_board(tmp_path: Path, what: str) -> None:
+    load = RecordedLoad(((0.0, 6.0),))
+
+    async def body(rig: Rig) -> None:
+        await rig.loop.request_on()
+        dip = asyncio.create_task(rig.loop.request_dip(2.0, 20.0))
+        await rig.until(lambda: rig.samples[-1].voltage_v < 13.5)
+        if what == "dead-man":
+            rig.deadman.alive = False
+        elif what == "breach":
+            load.profile = ((0.0, 12.0),)
+        await rig.until(lambda: not rig.is_on, 3.0)
+        await asyncio.wait((dip,), timeout=1.0)
+        assert dip.done()
+        dip.exception()
+
+    changes = {"dead-man": {}, "breach": {"power_max_w": 10.0}, "energy": {"energy_max_j": 3.0}}[what]
+    fly(tmp_path, body, load, envelope=replace(ENVELOPE, **changes))
+
+
+def test_a_dip_longer_than_a_flight_may_be_late_is_refused(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.loop.attach(flight(battery(), bounds=Bounds(lateness_s=0.5)))
+        await rig.loop.request_on()
+        assert (await rig.loop.request_dip(2.0, 0.4)).output_on
+        with pytest.raises(UsageError, match=r"may be 0\.5 s late"):
+            await rig.loop.request_dip(2.0, 0.7)
+        await asyncio.sleep(0.2)
+        assert rig.is_on
+
+    fly(tmp_path, body)
+
+
 def test_one_lost_sample_is_told_and_survived(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         await rig.loop.request_on()
