@@ -609,7 +609,10 @@ class FlightControl:
             return
         measured = self._loop.ledger
         stamp = {"t_mono": now_s, "t_mission": self.clock.mission_s(now_s), "rate": self.clock.rate}
-        told = {name: getattr(measured, name) for name in ("metered_j", "gap_j", "metered_mission_j", "fed_j")}
+        told = {
+            name: getattr(measured, name)
+            for name in ("metered_j", "gap_j", "metered_mission_j", "fed_j", "converter_j")
+        }
         row = {**stamp, "board": self.board.name, **asdict(self._eps.ledger), **told, "assumed_j": measured.assumed_j}
         self._put("ledger", row)
 

@@ -18,10 +18,14 @@ from hil.errors import UsageError
 from hil.mission.eps import GAIN_LIMIT
 
 
-def check_flight(board: str, flight: Flight, board_min_v: float) -> None:
-    """UsageError when a mission cannot be flown on a board that is shed below `board_min_v`: a gain above 0.5."""
+def check_flight(board: str, flight: Flight, board_min_v: float, efficiency: float = 1.0) -> None:
+    """UsageError when a mission cannot be flown on a board that is shed below `board_min_v`: a gain above 0.5.
+
+    `efficiency` is the worst of the converters that the board hangs on: all of its load may be behind that one.
+    """
+    planned_w = flight.planned_w / efficiency
     floor_v = max(board_min_v, flight.shed.shed_v if flight.shed else 0.0)
-    gain = max(flight.eps.gain(flight.planned_w), flight.eps.gain(flight.planned_w, floor_v))
+    gain = max(flight.eps.gain(planned_w), flight.eps.gain(planned_w, floor_v))
     if not gain <= GAIN_LIMIT:
         raise UsageError(
             f"{board}: the power loop's gain would be {gain:.2f}, more than {GAIN_LIMIT}",
@@ -93,6 +97,7 @@ class FlightPower:
             assumed_bus_w = assumed_board_w * (self.bus_w / board_w if board_w > 0 else 1.0)
             lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_bus_w, step_s)
             self.ledger.assumed_j += assumed_board_w * dt_s
+            self.ledger.converter_j += (assumed_bus_w - assumed_board_w) * dt_s
             self._mission_s = until_s
             self._low_since_s = None
             state = flight.eps.state

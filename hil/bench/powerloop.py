@@ -203,7 +203,7 @@ class PowerLoop:
         others = others or Others()
         loops = (self, *(loop for _, loop in (*others.before, *others.after)))
         board_min_v = max(loop._envelope.voltage_min_v for loop in loops if loop._main)
-        check_flight(self.board, flight, board_min_v)
+        check_flight(self.board, flight, board_min_v, min(loop._efficiency for loop in loops))
         for loop in loops:
             loop._check_flight(flight)
         meter = next((loop._meter.name for loop in loops if loop._meter is not None), "")

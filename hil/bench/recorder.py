@@ -36,7 +36,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "ledger": (
         "t_mono", "t_mission", "rate", "board", "generated_j", "stored_j", "delivered_j", "mppt_loss_j",
         "mismatch_loss_j", "resistance_loss_j", "charge_loss_j", "bus_loss_j", "curtailed_j", "unserved_j",
-        "metered_j", "gap_j", "metered_mission_j", "fed_j", "assumed_j",
+        "metered_j", "gap_j", "metered_mission_j", "fed_j", "converter_j", "assumed_j",
     ),
     "thermal": ("t_mono", "t_mission", "rate", "board", "node", "temperature_c", "may_run"),
     "clock": ("wall_start_s", "mission_start_s", "rate", "kind", "cause"),

@@ -178,6 +178,31 @@ def test_the_answers_to_on_and_off_show_the_leading_channel_with_the_watts_of_al
     run(tmp_path, body, soc=0.8, aux_first=aux_first)
 
 
+def test_the_gain_is_judged_with_the_converters_losses(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        floor = rig.eps.gain(1.0, ENVELOPE.voltage_min_v)
+        with pytest.raises(UsageError, match=r"gain would be 0\.5[5-7]"):
+            await rig.begin(planned_w=0.45 / floor)
+
+    run(tmp_path, body, soc=0.8)
+
+
+def test_a_skip_books_what_the_converters_take(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.begin()
+        assert rig.lead is not None
+        await rig.until(lambda: len(rig.samples) > 20)
+        before = rig.lead.ledger.converter_j
+        flight = rig.lead.flight
+        assert flight is not None
+        async with rig.lead.advanced_model(1e5, assumed_board_w=8.0, step_s=10.0):
+            flight.clock.skip_to(1e5, time.monotonic())  # type: ignore[attr-defined]
+        assert rig.lead.ledger.assumed_j == pytest.approx(8.0 * 1e5, rel=0.01)
+        assert rig.lead.ledger.converter_j - before == pytest.approx(0.5 * 1e5, rel=0.05)
+
+    run(tmp_path, body, soc=0.8)
+
+
 def switchings(rig: Rig) -> list[tuple[str, bool]]:
     """Which input went on or off, in order of time."""
     edges = [(at_s, name, on) for name, load in zip(("main", "io"), rig.loads, strict=True) for at_s, on in load.edges]
