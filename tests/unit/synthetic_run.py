@@ -289,7 +289,8 @@ def write(directory: Path, *, answer_after: str = PLANETS, crossed: bool = True)
         "generated_j": 90_000.0, "stored_j": -1_000.0, "delivered_j": 60_000.0, "mppt_loss_j": 2_000.0,
         "resistance_loss_j": 400.0, "charge_loss_j": 100.0, "bus_loss_j": 0.0, "curtailed_j": 28_500.0,
     }, power_ledger={
-        "metered_j": 800.0, "gap_j": 12.0, "metered_mission_j": 40_000.0, "fed_j": 39_600.0, "converter_j": 0.0, "assumed_j": 15_000.0,
+        "metered_j": 800.0, "gap_j": 12.0, "metered_mission_j": 40_000.0, "fed_j": 39_600.0, "converter_j": 0.0,
+        "assumed_j": 15_000.0,
         "samples": 900, "lost_samples": 2, "longest_gap_s": 1.5, "latest_s": 0.03, "overruns": 0, "writes": 300,
         "writes_skipped": 500, "meter": "rail VDD_IN", "compared": 61,
     })  # fmt: skip
