@@ -226,8 +226,15 @@ def test_cfdp_brings_the_model_over_contacts_that_cut_it(sky: Sky, tmp_path: Pat
 
 
 def assert_nobody_listens() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("0.0.0.0", cfdp.PORT))
+    deadline = time.monotonic() + 5
+    while True:  # whoever was killed may need a moment to be gone
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind(("0.0.0.0", cfdp.PORT))
+                return
+            except OSError:
+                assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_what_the_board_must_ask_for_again_is_counted(
