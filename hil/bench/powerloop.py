@@ -422,11 +422,14 @@ class PowerLoop:
         if self._main and self.state == "on" and state.bus_voltage_v >= flown.board_min_v:
             await self._follow(Setpoint(state.bus_voltage_v, self._nominal.current_limit_a), due_s)
 
-    def _feed_switching(self, *spans: tuple[float, float]) -> None:
-        """Tell the model what was drawn between two ticks: (until when, watts) after each other."""
+    def _feed_reading(self, reading: Reading) -> None:
+        """A measurement of a switching sequence: the other channels' loops advance the model meanwhile."""
+        self._feed_switching(reading.time_s, reading.power_w if reading.output_on else 0.0)
+
+    def _feed_switching(self, until_s: float, watts: float) -> None:
+        """Tell the model what was drawn between two ticks."""
         if self._flown is not None and not self._flown.held:
-            for until_s, watts in spans:
-                self._flown.feed(self.board, watts, until_s, self._efficiency)
+            self._flown.feed(self.board, watts, until_s, self._efficiency)
 
     async def _follow(self, wanted: Setpoint, due_s: float) -> None:
         """Bring the channel to the bus's voltage, as fast as the board's slew allows."""
@@ -659,6 +662,7 @@ class PowerLoop:
                 armed=self._arm,
                 clock=self._clock,
                 sleep=self._nap,
+                on_reading=self._feed_reading,
             )
         except BaseException as error:
             if self._energized and not self._journal_open():
@@ -673,8 +677,6 @@ class PowerLoop:
         self.starts += 1
         self._energy_at_on_j = self._metering.energy_j
         self._metering.add_energy(on.energy_j, on.on_s, on.settled_s)
-        started_w = on.energy_j / max(on.settled_s - on.on_s, 1e-3)
-        self._feed_switching((on.on_s, 0.0), (on.settled_s, started_w))
         self._forget(on.reading)
         if self._flown is not None and self._others is not None:
             self._flown.switched()
@@ -682,6 +684,7 @@ class PowerLoop:
 
     async def _arm(self) -> None:
         self._energized = True
+        self._feed_switching(self._clock(), 0.0)
         await self._heartbeat.arm(ArmedOutput(self.board, self._intent))
 
     async def _switch_off(self, how: str) -> PoweredOff:
@@ -695,6 +698,9 @@ class PowerLoop:
         """Output off, verified, journal closed, dead-man disarmed; then the loop is in `state`."""
         if self.state == "on":
             self._on_cut(how)  # before it happens: whoever fails by the cut must find it told
+        last = self._metering.previous
+        if last is not None and self._energized:  # until now the board drew what it drew
+            self._feed_switching(self._clock(), last.power_w)
         off = await safety.power_off(
             self._supply,
             self._channel,
@@ -706,11 +712,10 @@ class PowerLoop:
             layers=self._layers,
             clock=self._clock,
             sleep=self._nap,
+            on_reading=self._feed_reading,
         )
-        last = self._metering.previous
         if last is not None:  # from the last sample to the cut the board drew what it drew
             self._metering.add_energy(last.power_w * max(0.0, off.off_s - last.time_s), last.time_s, off.off_s)
-            self._feed_switching((off.off_s, last.power_w), (off.verified_s, 0.0))
         self.state, self._energized = state, False
         self._off_verified_s = off.verified_s
         self._forget(off.reading)

@@ -361,6 +361,10 @@ def _silent(step: str) -> None:
     """No listener."""
 
 
+def _unseen(reading: Reading) -> None:
+    """No listener."""
+
+
 async def power_on(
     supply: Supply,
     channel: int,
@@ -375,13 +379,14 @@ async def power_on(
     on_step: Step = _silent,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    on_reading: Callable[[Reading], None] = _unseen,
 ) -> PoweredOn:
     """The start sequence. Every step must succeed; any failure after the intent ends with the output off.
 
     `off_since_s`: when the output was last verified off; None waits the whole off dwell from now. `layers` say what
     level of protection is accepted, and hold the supply's watchdog, which is armed and read back before the output
-    goes on. `armed` is awaited before that too: there the dead-man learns of it. Raises SafetyError, BenchError or
-    UsageError; the message says what was measured.
+    goes on. `armed` is awaited before that too: there the dead-man learns of it. `on_reading` gets what is measured
+    once it is on. Raises SafetyError, BenchError or UsageError; the message says what was measured.
     """
     envelope.check(setpoint)
     on_step("identify")
@@ -421,13 +426,24 @@ async def power_on(
             on_step("watchdog")
         on_step("on")
         applied = await supply.output(channel, True)
-        reading, peak, energy = await _settle(supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep)
+        reading, peak, energy = await _settle(
+            supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep, on_reading
+        )
     except BaseException as failure:
         on_step("abort")
         # Shielded: a Ctrl-C during the start must not leave the output on.
         cut = asyncio.ensure_future(
             power_off(
-                supply, channel, envelope, journal, intent, how="start failed", layers=layers, clock=clock, sleep=sleep
+                supply,
+                channel,
+                envelope,
+                journal,
+                intent,
+                how="start failed",
+                layers=layers,
+                clock=clock,
+                sleep=sleep,
+                on_reading=on_reading,
             )
         )
         try:
@@ -452,6 +468,7 @@ async def power_off(
     layers: Layers = NO_LAYERS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    on_reading: Callable[[Reading], None] = _unseen,
 ) -> PoweredOff:
     """Output off, proved by measured volts, then the intent is closed. Retries broken dialogues until `timeout_s`.
 
@@ -465,6 +482,7 @@ async def power_off(
             if math.isnan(off_s):
                 off_s = (await supply.output(channel, False)).acknowledged_s
             reading = await supply.measure(channel)
+            on_reading(reading)
             if reading.output_on:
                 off_s = math.nan
             elif reading.voltage_v < envelope.off_voltage_v:
@@ -533,11 +551,13 @@ async def _settle(
     on_s: float,
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
+    on_reading: Callable[[Reading], None],
 ) -> tuple[Reading, float, float]:
     """Inrush window, then the voltage must be within tolerance; (last reading, highest current, energy since on)."""
     peak, energy, before_s, before_w = 0.0, 0.0, on_s, 0.0
     while True:
         reading = await supply.measure(channel)
+        on_reading(reading)
         peak = max(peak, reading.current_a)
         energy += 0.5 * (reading.power_w + before_w) * max(0.0, reading.time_s - before_s)
         before_s, before_w = reading.time_s, reading.power_w

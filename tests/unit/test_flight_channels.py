@@ -203,6 +203,31 @@ def test_a_skip_books_what_the_converters_take(tmp_path: Path) -> None:
     run(tmp_path, body, soc=0.8)
 
 
+def test_a_channel_that_is_switched_is_fed_to_the_model_at_the_moment(tmp_path: Path) -> None:
+    """The other channel advances the model while it is: by what this one drew before, that would be too much."""
+
+    async def body(rig: Rig) -> None:
+        await rig.begin()
+        assert rig.lead is not None
+        await rig.until(lambda: len(rig.samples) > 20)
+        ledger, closed = rig.lead.ledger, rig.journal.closed
+
+        def slowly(*args: Any) -> None:
+            time.sleep(1.0)
+            closed(*args)
+
+        before_j = ledger.fed_j - ledger.metered_mission_j
+        rig.journal.closed = slowly  # type: ignore[method-assign,assignment]
+        await rig.board._loops[CH2][0].request_off()
+        rig.journal.closed = closed  # type: ignore[method-assign]
+        off_j = ledger.fed_j - ledger.metered_mission_j
+        assert off_j - before_j == pytest.approx(0.0, abs=0.8)
+        await rig.board._loops[CH2][0].request_on()
+        assert ledger.fed_j - ledger.metered_mission_j - off_j == pytest.approx(0.0, abs=0.8)
+
+    run(tmp_path, body, soc=0.8, aux=replace(AUX, inrush_s=1.0, on_timeout_s=1.5))
+
+
 def switchings(rig: Rig) -> list[tuple[str, bool]]:
     """Which input went on or off, in order of time."""
     edges = [(at_s, name, on) for name, load in zip(("main", "io"), rig.loads, strict=True) for at_s, on in load.edges]
