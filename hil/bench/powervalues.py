@@ -119,9 +119,9 @@ class PowerLedger:
     `metered_j` is wall energy, `gap_j` the part of it that lies between samples further apart than the bound: drawn
     straight between them, not measured. `metered_mission_j` and `fed_j` are mission energy, as measured and as fed to
     the model through the filter; `converter_j` is what the modelled converters of channels that the bus does not feed
-    took besides; `assumed_j` is what skips fed without a measurement. `writes` are set points that were sent,
-    `writes_skipped` those below the supply's resolution. `compared` readings of the second meter, if there is one, were
-    held against the supply's. All channels of the board count into one ledger.
+    took besides, in skips too; `assumed_j` is what skips fed without a measurement. `writes` are set points that were
+    sent, `writes_skipped` those below the supply's resolution. `compared` readings of a second meter, if there is one,
+    were held against the supply's. All channels of the board count into one ledger.
     """
 
     metered_j: float = 0.0
