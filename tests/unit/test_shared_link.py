@@ -61,7 +61,8 @@ def ended(tmp_path: Path, leased: tuple[str, ...], on_lease_end: str) -> list[st
         await daemon.boards.owners["vb2"].set_link(dict(BOTH_OUT))
         box.told.clear()
         if on_lease_end == "hold":
-            daemon.boards.owners["vb1"]._loops = [(SimpleNamespace(state="on", overruns=0), None)]  # type: ignore[list-item]
+            loop = SimpleNamespace(state="on", overruns=0, disarm_latch_up=lambda: None)
+            daemon.boards.owners["vb1"]._loops = [(loop, None)]  # type: ignore[list-item]
         await daemon.boards.end(Ended("vb1", "L1", "released"))
 
     run(body)
