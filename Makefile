@@ -8,7 +8,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := .venv-peers
 # Pytest workers: one flies the shared mission, one does everything else, so at most two boards are up at once.
-WORKERS ?= 2
+# One flies the shared flight, one has the boards, one the rest; most of their time they wait.
+WORKERS ?= 3
 
 .PHONY: help setup system venv images demo test lint bench soak offline clean
 

@@ -222,8 +222,7 @@ def test_a_full_disk_is_said_and_ends_safely(broken: Bench, tmp_path: Path, size
     assert re.search("free disk space|free space and run again", said), said
     assert "Traceback" not in said
     assert_off(broken)
-    # With room again, what was recorded is judged: never a pass. Which it is depends on what still fitted: the error, or
-    # only that the record is not whole.
+    # With room again, what was recorded is judged: never a pass, and which it is depends on what still fitted.
     (run,) = keep.iterdir()
     again = subprocess.run([HIL, "campaign", "report", run], capture_output=True, text=True, timeout=30, check=False)
     assert (again.returncode, verdict(run)["verdict"]) in {(3, "infra"), (6, "invalid")}, again.stderr
