@@ -7,8 +7,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := .venv-peers
-# Pytest workers: one flies the shared mission, one does everything else, so at most two boards are up at once.
-# One flies the shared flight, one has the boards, one the rest; most of their time they wait.
+# Pytest workers: one flies the shared mission, one has all other tests with boards (at most two are up at once), one the
+# rest. Most of their time they wait, so three do well on two cores.
 WORKERS ?= 3
 
 .PHONY: help setup system venv images demo test lint bench soak offline clean

@@ -1,7 +1,7 @@
 """Fixtures of bench tests: one virtual bench and one short flight shared by all who ask.
 
 Tests that power an emulated board carry a group, so that at most two boards are up at once: `flight` (the shared
-flight) or `boards` (all others, one after the other). `pytest -n 2 --dist loadgroup` gives a group to one worker.
+flight) or `boards` (all others, one after the other). `pytest -n 3 --dist loadgroup` gives a group to one worker.
 """
 
 from __future__ import annotations
