@@ -403,6 +403,7 @@ print(json.dumps({"p50": took[150], "p99": took[297], "state": state, "models": 
 """
 
 
+@pytest.mark.soak
 def test_the_netlink_driver_drives_the_boxs_own_kernel(link: Link, tmp_path: Path) -> None:
     session = link.netem.connect()
     try:

@@ -77,6 +77,7 @@ class TwoInputs(Lab):
         self.run = directory / "runs/run"
 
 
+@pytest.mark.soak
 def test_two_inputs_fly_through_an_eclipse_and_are_shed_and_restored_together(tmp_path: Path) -> None:
     lab = TwoInputs(tmp_path)
     try:
