@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sshd
 from host import Host, left_behind
+from sshd import Sshd
+
+from hil.errors import HilError
 
 
 def pytest_configure() -> None:
@@ -40,6 +44,17 @@ def own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         else:
             os.environ[name] = value
     assert not left, f"tests left processes behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real OpenSSH server of the tests' own, in the place of a board's."""
+    try:
+        sshd.find()
+    except HilError as error:
+        pytest.skip(f"no OpenSSH server here, and none can be fetched: {error.message}")
+    with sshd.serve(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
 
 
 @pytest.fixture

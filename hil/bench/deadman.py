@@ -45,7 +45,7 @@ GIVE_UP_S = 24 * 3600.0
 GIVE_UP_LOCAL_S = 300.0
 _QUIT = "the daemon asked to end with outputs on"
 _PACKET = 1 << 16
-_REAL_TIME_PRIORITY = 50  # link emulators run at 5 and 10
+_REAL_TIME_PRIORITY = 50  # what measures a link runs at 10
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])  # the child finds hil however the parent did
 
 
@@ -514,7 +514,7 @@ def _come_first() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("-900")
     try:
-        # It sleeps nearly always, so that it takes nothing from anybody; ahead of link emulators, which may spin.
+        # It sleeps nearly always, so that it takes nothing from anybody; ahead of what measures links, which may spin.
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_REAL_TIME_PRIORITY))
     except OSError:
         with contextlib.suppress(OSError):

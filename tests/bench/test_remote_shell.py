@@ -27,17 +27,6 @@ from hil.errors import BenchError, BoardError, HilError, UsageError
 HIL = [str(Path(sys.executable).parent / "hil")]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """A real OpenSSH server in the place of a board's."""
-    try:
-        sshd.find()
-    except HilError as error:
-        pytest.skip(f"no OpenSSH server here, and none can be fetched: {error.message}")
-    with sshd.serve(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
-
-
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path)
