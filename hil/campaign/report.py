@@ -30,6 +30,7 @@ _MEANING = {
     "invalid": "the bench could not measure what a criterion demands",
     "missing": "the record lacks evidence that a criterion needs",
 }
+_NUMBERS = ("Measured", "Limit", "Clock")
 _EPS_NOTE = "computed by the satellite's power model from the measured board power"
 
 
@@ -59,6 +60,7 @@ def render(record: Record, judged: VerdictFile, mission: MissionFile) -> str:
         cards="".join(_cards(record)),
         uploads=_uploads(record),
         criteria="".join(_criterion(row) for row in judged.criteria),
+        certificate=_certificate(record),
         plots=_plots(record, axis, panels, events),
         events="".join(f"<li>{_text(text)}</li>" for _, text in events),
         talk="".join(_talk(record)) or '<p class="soft">No question was answered in this run.</p>',
@@ -103,7 +105,10 @@ def _subtitle(record: Record, mission: MissionFile, axis: Axis) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    minutes, rest_s = divmod(round(seconds), 60)
+    return f"{minutes} min {rest_s} s"
 
 
 # --- key figures -----------------------------------------------------------------------------------------------------
@@ -223,6 +228,26 @@ def _criterion(row: Criterion) -> str:
         f'<tr><td><span class="tag {row.verdict}">{row.verdict}</span></td><th scope="row">{_text(row.name)}</th>'
         f'<td class="num">{_text(_value(row.measured))}</td><td class="num">{_text(_limit(row.limit))}</td>'
         f'<td>{_text(row.unit)}</td><td class="num">{rate}</td><td class="ev">{_text(row.evidence)}</td></tr>'
+    )
+
+
+def _certificate(record: Record) -> str:
+    """What was measured of the link before the flight (`--certify`), or an empty text."""
+    path = record.directory / "certificate.json"
+    if not path.exists():
+        return ""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = "".join(_criterion(Criterion(**row)) for row in found["criteria"])
+        told = f"{found['verdict']}, by {found['backend']}; at the far end {found['far_end']}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows, told = "", f"certificate.json cannot be read: {error!r}"
+    heads = ("Verdict", "Measurement", "Measured", "Limit", "Unit", "Clock", "Evidence")
+    columns = "".join(f'<th class="num">{head}</th>' if head in _NUMBERS else f"<th>{head}</th>" for head in heads)
+    return (
+        '<section aria-labelledby="certificate"><h2 id="certificate">Link certificate</h2>'
+        f'<p class="soft small">What the emulator did to packets just before this flight: {_text(told)}.</p>'
+        f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div></section>'
     )
 
 

@@ -131,6 +131,21 @@ def test_uploads_are_compared_by_protocol(flown: Path, tmp_path: Path) -> None:
     assert "by sftp and cfdp in 4 contacts, 3 cut by loss of signal" in Page(text).text
 
 
+def test_the_links_certificate_is_shown(flown: Path, tmp_path: Path) -> None:
+    assert "Link certificate" not in page(flown)
+    run = Path(shutil.copytree(flown, tmp_path / "run"))
+    row = {"name": "delay 20 ms uplink", "verdict": "pass", "measured": 0.00094, "limit": "p99 5 ms", "unit": "s"}
+    told = {"verdict": "pass", "backend": "netem over SSH", "far_end": "a process of this host", "criteria": [row]}
+    (run / "certificate.json").write_text(json.dumps(told))
+    text = page(run)
+    assert rows_of(text, "certificate") == [
+        ['<span class="tag pass">pass</span>', "delay 20 ms uplink", "0.00094", "p99 5 ms", "s", "", ""]
+    ]
+    assert "pass, by netem over SSH; at the far end a process of this host" in Page(text).text
+    (run / "certificate.json").write_text(json.dumps(told)[:-9])
+    assert "certificate.json cannot be read: JSONDecodeError" in Page(page(run)).text
+
+
 def test_what_the_operator_asked_of_the_clock_is_told(flown: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(flown, tmp_path / "run"))
     assert "Asked for" not in Page(page(run)).text
@@ -192,6 +207,11 @@ def test_torn_run_still_has_a_report(flown: Path, tmp_path: Path) -> None:
 
 def axis() -> Axis:
     return Axis([Section(100, 110, 0, 1), Section(110, 120, 10, 60), Section(120, 130, 5_000, 1, skipped_s=4_390)])
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(119.96, "2 min 0 s"), (59.4, "0 min 59 s"), (5400, "1.5 h")])
+def test_a_duration_never_has_sixty_seconds(seconds: float, told: str) -> None:
+    assert report._clock(seconds) == told
 
 
 def test_axis_runs_on_and_breaks_once() -> None:
