@@ -2,7 +2,8 @@
 
 Delay drifts by at most 25 us/s, so fidelity is decided at the edges: the schedule is absolute, an edge is never
 dropped, and how late each state was acknowledged is recorded. Between edges the state is refreshed twice a second of
-wall time. A change of the clock plans everything anew. Rates scale with the clock's rate, delay and loss never.
+wall time, but not just before an edge. A state on its way to a far emulator takes time: edges are sent so much earlier
+(`lead_s`). A change of the clock plans everything anew. Rates scale with the clock's rate, delay and loss never.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TRACK_S = 0.5
 DRIFT_S = 20e-6
 OVERRUN_S = 0.25
 COUNTERS_S = 1.0
-# Counters are read over the same session: never when an edge is this near.
+# Refreshes and counters go over the same session: never when an edge is this near.
 CLEAR_OF_EDGE_S = 0.2
 BOTH_OUT: Mapping[Direction, LinkState] = {"uplink": OUTAGE, "downlink": OUTAGE}
 NO_EMULATION: Mapping[Direction, LinkState] = {"uplink": LinkState(), "downlink": LinkState()}
@@ -37,6 +38,9 @@ NO_EMULATION: Mapping[Direction, LinkState] = {"uplink": LinkState(), "downlink"
 
 class LinkDriver(Protocol):
     """A link emulator; blocking calls."""
+
+    @property
+    def lead_s(self) -> float: ...
 
     def open(self) -> None: ...
 
@@ -65,6 +69,11 @@ class LinkOwner:
         self._driver = driver
         self._mark = mark
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hil-link-{name}")
+
+    @property
+    def lead_s(self) -> float:
+        """How much earlier than its instant an edge is sent."""
+        return self._driver.lead_s
 
     async def apply(self, states: Mapping[Direction, LinkState], scheduled_s: float) -> dict[Direction, Applied]:
         """Apply both directions whole and read them back. Raises BenchError; the state is then unknown."""
@@ -261,9 +270,12 @@ class Player:
         while True:
             now_s = self._monotonic()
             due = next_due(self._upcoming(), self.clock, now_s, track_from_s)
-            if not self._changed.is_set() and due.wall_s > now_s:
+            wait_s = due.wall_s - now_s
+            if due.edge is not None and self._link is not None:
+                wait_s -= self._link.lead_s
+            if not self._changed.is_set() and wait_s > 0:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(due.wall_s - now_s):
+                    async with asyncio.timeout(wait_s):
                         await self._changed.wait()
             async with self._busy:
                 if self._changed.is_set():
@@ -310,12 +322,14 @@ class Player:
             await self._count()
 
     async def _refresh(self) -> None:
+        if self._edge_near():
+            return  # its exchange would make the edge wait, and the edge brings the whole state
         now_s = self._monotonic()
         mission_s = self.clock.mission_s(now_s)
         states = self._timeline.link_at(mission_s, rate_scale=self.clock.rate)
         if self._link is not None and drifted(self._link.states, states):
             await self._try(states, now_s, "track")
-        if now_s - self._counted_s >= COUNTERS_S and not self._edge_near():
+        if now_s - self._counted_s >= COUNTERS_S:
             await self._count()
 
     def _edge_near(self) -> bool:

@@ -31,6 +31,10 @@ class LinkCounters:
 class LinkEmulator(Protocol):
     """A link emulator, whatever its backend. Calls block; one user at a time. Errors are BenchError."""
 
+    @property
+    def lead_s(self) -> float:
+        """How long a state is on its way before it takes effect, as far as is known: edges are sent so much earlier."""
+
     def open(self) -> None:
         """Connect, and refuse when the link cannot be shaped: nothing there, no rights, somebody else's qdisc."""
 

@@ -14,6 +14,7 @@ import shlex
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -312,6 +313,15 @@ class NetemSsh:
     _checked: bool = False
     _switched_off: dict[str, list[str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _answered_s: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+
+    @property
+    def lead_s(self) -> float:
+        """Half of the quickest of the last answers: the box changes its link between a state's sending and its answer.
+
+        The quickest, because what made others slower may have come before the change or after it.
+        """
+        return min(self._answered_s, default=0.0) / 2
 
     @classmethod
     def at(
@@ -359,7 +369,10 @@ class NetemSsh:
 
         applied: dict[Direction, Applied] = {}
         with self._lock:
-            for direction, (sent_s, acknowledged_s, qdisc) in self._retried(exchange).items():
+            answers = self._retried(exchange)
+            if answers:
+                self._answered_s.append(min(acknowledged_s - sent_s for sent_s, acknowledged_s, _ in answers.values()))
+            for direction, (sent_s, acknowledged_s, qdisc) in answers.items():
                 wrong = difference(states[direction], limits[direction], qdisc)
                 if wrong:
                     port = self.interfaces[direction]

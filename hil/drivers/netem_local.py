@@ -102,6 +102,11 @@ class NetemLocal:
     _seeded: set[int] = field(default_factory=set)
     _switched_off: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def lead_s(self) -> float:
+        """None: the kernel has a state some 20 us after it was sent."""
+        return 0.0
+
     def open(self) -> None:
         """Find the ports; refuse one with a qdisc that hil did not make; switch segmentation offloads off."""
         if self._socket is not None:

@@ -64,6 +64,8 @@ def test_observed_edges_lie_between_the_packets_around_them() -> None:
     assert seen == pytest.approx([0.0005, 0.0005])
     assert certificate._observed([0.030, 0.060], sent, [[0, 99]]) == []
     assert certificate._observed([0.030], sent, [[0, 45]]) == pytest.approx([0.0155])
+    # Both took effect two milliseconds before they were due.
+    assert certificate._observed([0.033, 0.063], sent, [[0, 30], [61, 99]]) == pytest.approx([-0.0025, -0.0025])
 
 
 def test_a_tally_counts_what_came_how_often_and_in_which_order() -> None:
@@ -129,9 +131,10 @@ def test_the_agent_runs_on_a_board_that_has_nothing_of_ours_and_ends_with_the_co
 
 
 class FakeLink:
-    """Remembers its state; `late_s` is how long an edge takes."""
+    """Remembers its state; `late_s` is how long an edge takes, `lead_s` what it thinks that it does."""
 
-    def __init__(self, late_s: float = 0.0) -> None:
+    def __init__(self, late_s: float = 0.0, lead_s: float = 0.0) -> None:
+        self.lead_s = lead_s
         self.states: dict[Direction, LinkState] = {}
         self.late_s = late_s
         self.edges: list[tuple[float, bool]] = []
@@ -142,7 +145,7 @@ class FakeLink:
 
     def apply(self, states: Mapping[Direction, LinkState], scheduled_s: float) -> dict[Direction, Applied]:
         self.states.update(states)
-        at_s = max(time.monotonic(), scheduled_s) + self.late_s
+        at_s = max(time.monotonic(), scheduled_s - self.lead_s) + self.late_s
         self.edges.append((at_s, states["uplink"].outage))
         return dict.fromkeys(states, Applied(scheduled_s, scheduled_s, at_s, at_s))
 
@@ -247,6 +250,15 @@ def test_a_late_edge_fails() -> None:
     found = certify(FakeLink(late_s=0.008))
     assert verdicts(found, "edge") == {"fail"}
     assert found.verdict == "fail"
+
+
+def test_an_edge_that_comes_too_early_fails() -> None:
+    found = certify(FakeLink(lead_s=0.008))
+    assert verdicts(found, "edge") == {"fail"}
+
+
+def test_edges_sent_ahead_by_what_they_take_are_in_time() -> None:
+    assert verdicts(certify(FakeLink(late_s=0.008, lead_s=0.008)), "edge") == {"pass"}
 
 
 def test_a_noisy_baseline_is_refused_and_nothing_else_is_measured() -> None:

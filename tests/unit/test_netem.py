@@ -314,7 +314,35 @@ def test_exact_dialogue_of_one_change_of_both_directions(box: Box) -> None:
     first, second = applied["uplink"], applied["downlink"]
     assert (first.scheduled_s, first.sent_s, first.acknowledged_s, first.verified_s) == (9.9, 10.0, 10.005, 10.007)
     assert (second.acknowledged_s, second.verified_s) == (10.006, 10.008)
+    assert link.lead_s == pytest.approx(0.0025)  # half of the first answer's time: the change lies before it
     assert link.state() == {"uplink": LinkState(delay_s=0.005, rate_bps=300e3), "downlink": LinkState(outage=True)}
+
+
+def test_the_lead_follows_the_quickest_of_the_last_answers(box: Box) -> None:
+    now, step_s = 0.0, 0.0
+
+    def clock() -> float:
+        return now
+
+    link = driver(box, clock)
+    assert link.lead_s == 0.0  # nothing is known yet
+    link.open()
+    read = FakeSession.readline
+
+    def slow(session: FakeSession, deadline_s: float) -> str:
+        nonlocal now
+        now += step_s
+        return read(session, deadline_s)
+
+    leads = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FakeSession, "readline", slow)
+        for took_s in [0.030, 0.010, *[0.020] * 16]:
+            step_s = took_s
+            link.apply({"uplink": LinkState(delay_s=0.01)}, now)
+            leads.append(link.lead_s)
+    assert leads[:3] == pytest.approx([0.015, 0.005, 0.005])
+    assert leads[-1] == pytest.approx(0.010)  # a quick one is forgotten after sixteen others: routes change
 
 
 def test_tc_is_quoted_when_it_complains(box: Box) -> None:

@@ -53,6 +53,7 @@ class Box:
     """A link box: blocking, takes `takes_s`, fails while `broken`."""
 
     takes_s: float = 0.0
+    lead_s: float = 0.0
     broken: bool = False
     states: list[Mapping[Direction, LinkState]] = field(default_factory=list)
     closed: bool = False
@@ -172,6 +173,41 @@ def test_edges_are_played_at_their_instants_with_the_rate_scaled_and_the_delay_n
         assert flight.box is not None
         assert flight.box.closed
         assert flight.box.cleared == 1
+
+    run(scenario())
+
+
+def test_edges_leave_for_a_far_box_before_their_instant() -> None:
+    async def scenario() -> None:
+        async with Flying(Sky(0.9, 1.8), Box(lead_s=0.8)) as flight:
+            await flight.passed(4)
+        begin_s = flight.clock.segments[0].wall_start_s
+        for kind, wall in (("aos", 0.9), ("los", 1.8)):
+            played = next(p for k, p in flight.log.edges if k == kind and p)
+            applied = played.applied["uplink"]
+            assert applied.scheduled_s - begin_s == pytest.approx(wall, abs=1e-6)
+            assert wall - 0.8 <= applied.sent_s - begin_s < wall
+            assert played.states["uplink"].outage is (kind == "los")  # what holds from the edge on, though sent before
+        assert [kind for kind, _ in flight.log.edges] == ["aos", "rate", "umbra_entry", "los"]
+
+    run(scenario())
+
+
+def test_no_refresh_is_under_way_when_an_edge_is_due() -> None:
+    async def scenario() -> None:
+        los_s = 2 * module.TRACK_S + 0.05
+        sky = Sky(0, 60.0 * los_s)
+        sky.edges = sky.edges[-1:]
+        async with Flying(sky, Box(), 60.0) as flight:
+            await flight.passed(1)
+        begin_s = flight.clock.segments[0].wall_start_s
+        before = [
+            begin_s + los_s - played.applied["uplink"].scheduled_s
+            for played in flight.log.states
+            if played.cause == "track" and not played.states["uplink"].outage
+        ]
+        assert before  # there was something to refresh
+        assert min(before) > module.CLEAR_OF_EDGE_S - 0.05
 
     run(scenario())
 
