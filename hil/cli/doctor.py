@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hil.cli.options import bench_option, json_option, print_json, the_bench
 from hil.errors import ExitCode, HilError
+
+if TYPE_CHECKING:
+    from hil.inventory import Bench
 
 
 @click.command()
@@ -28,7 +31,7 @@ def doctor(bench_file: str | None, measure_off: str | None, yes: bool, as_json: 
 
         cuts.consent(bench, measure_off, yes, click.confirm)
         cuts.measure_off(bench, measure_off, lambda line: click.echo(line, err=as_json))
-    rows = _runs()
+    rows = _runs() + _virtual(bench)
     try:
         with attach(bench) as daemon:
             state = daemon.status()
@@ -51,6 +54,18 @@ def doctor(bench_file: str | None, measure_off: str | None, yes: bool, as_json: 
 
 def _row(fixture: str, what: str, ok: bool | None, found: str) -> dict[str, Any]:
     return {"fixture": fixture, "what": what, "ok": ok, "found": found}
+
+
+def _virtual(bench: Bench) -> list[dict[str, Any]]:
+    """Whether a virtual bench of this host is up: without it everything below is lost."""
+    if bench.file.virtual is None or bench.url:
+        return []
+    from hil.virtual import supervisor
+    from hil.virtual.config import virtual_bench
+
+    running = supervisor.status(virtual_bench(bench))["running"]
+    found = "is up" if running else f"is not up\nnext: hil virtual up {bench.path}"
+    return [_row("here", "virtual bench", running, found)]
 
 
 def _runs() -> list[dict[str, Any]]:

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 
 import hil
+from hil import inventory
 from hil.bench.doctor import Check, _planes, _supply
 from hil.bench.host import ClockState, host_checks, kernel_clock
+from hil.cli import doctor as cli_doctor
 from hil.drivers.scpi import ScpiSupply
 from hil.inventory.bench import BenchBoard
 from hil.virtual.supply import VirtualSupply
 
+ROOT = Path(__file__).resolve().parents[2]
 DIPS = {
     "keysight-n6700": "its own list, 10 to 500 ms in steps of 0.001 ms; longer ones are metered as they go",
     "rs-hmp": "two writes, measured: its arbitrary sequence cannot be read back before it runs",
@@ -42,6 +45,19 @@ def test_a_supply_says_how_it_dips_and_why_something_is_not_asked(name: str) -> 
     told = found.get("CV or CC")
     assert (told.found if told else "").startswith("unknown: its limit register" if name == "tti-cpx" else "")
     assert (told is not None) == (name == "tti-cpx")
+
+
+def test_a_virtual_bench_that_is_not_up_is_the_first_thing_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    virtual = inventory.load_bench(ROOT / "fixtures/benches/virtual.yaml")
+    (row,) = cli_doctor._virtual(virtual)
+    assert (row["what"], row["ok"]) == ("virtual bench", False)
+    assert f"hil virtual up {virtual.path}" in row["found"]
+    monkeypatch.setattr("hil.virtual.supervisor.status", lambda bench: {"running": True})
+    assert cli_doctor._virtual(virtual)[0]["ok"] is True
+    assert cli_doctor._virtual(inventory.load_bench(ROOT / "fixtures/benches/jetson-rigol.yaml")) == []
 
 
 Usage = namedtuple("Usage", "total used free")
