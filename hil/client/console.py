@@ -40,7 +40,7 @@ ERASE, INTERRUPT = b"\x15", b"\x03"
 PROMPT = r"[#$>%] ?(?:\x1b\[[0-9;?]{0,8}[A-Za-z] ?){0,4}\Z"
 LOGIN = r"(?<![Ll]ast )login: ?"
 LOGIN_S = 3.0
-UBOOT_PROMPT = r"(?:=> |U-Boot> )\Z"
+UBOOT_PROMPT = r"(?:=> |U-Boot> ) {0,80}\Z"  # a key that came too late to stop the firmware is echoed behind it
 
 
 class Unheard(BoardError):
