@@ -240,9 +240,10 @@ for second in "10":
     say("\\b\\b\\b " + second + " ")
 else:
     say("\\nStarting kernel ...\\n"); time.sleep(60)
-os.read(0, 100)
-line = b""
-if sys.argv[1:] == ["late"]: os.read(0, 100); line = b" "
+typed, line = os.read(0, 100), b""
+if sys.argv[1:] == ["late"]:
+    while b" " not in typed: typed += os.read(0, 100)
+    line = b" "
 say("\\n=> " + line.decode()); status = "0"
 while True:
     for byte in os.read(0, 16):
