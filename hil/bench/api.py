@@ -79,6 +79,7 @@ class LatchUpBody(Body):
     off_s: float
     added_a: float = 0.0
     wait_s: float = Field(default=60.0, ge=0, le=3600)
+    input: str | None = None
 
 
 class CutPointBody(Body):

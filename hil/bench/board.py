@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
+from hil.bench.boardfaults import FedInput, arm_latch_up, ask, dip_together, raise_end, wait_latch_up
 from hil.bench.consoles import Console
 from hil.bench.controls import Controls
 from hil.bench.crosscheck import CrossCheck
@@ -35,7 +36,6 @@ from hil.inventory.board_type import BoardType
 from hil.model import Direction, LinkState, Reading, Setpoint
 
 log = logging.getLogger("hil.board")
-_T = TypeVar("_T")
 
 FIRST_SAMPLE_S = 5.0
 OFF_MAX_S = 3600.0
@@ -102,6 +102,7 @@ class BoardOwner:
         self.wires = wires
         self.type = board_type
         self.channels = channels
+        self._names = _input_names(channels)
         self.console = console
         self.link = link
         self.energy_j = per_phase()
@@ -159,19 +160,15 @@ class BoardOwner:
             deadline = self._monotonic() + FIRST_SAMPLE_S
             for loop, task in self._loops:
                 while loop.last is None:
-                    _raise_end(task)
+                    raise_end(task)
                     if self._monotonic() > deadline:
                         raise BenchError(f"board {self.name}: its supply gave no sample within {FIRST_SAMPLE_S:g} s")
                     await asyncio.sleep(0.01)
             return self._loops[self._lead][0]
 
     def inputs(self) -> dict[str, PowerSample]:
-        """The newest sample of each channel by the name of its input; where several feed one, with their number."""
-        names = [channel.input for channel in self.channels]
-        return {
-            names[index] if names.count(names[index]) == 1 else f"{names[index]}-{self.channels[index].number}": sample
-            for index, sample in self._newest.items()
-        }
+        """The newest sample of each channel by the name of its input."""
+        return {self._names[index]: sample for index, sample in self._newest.items()}
 
     def attach(self, flight: Flight) -> PowerLoop:
         """Begin a flight on the running loops; the one that leads. Raises what `PowerLoop.attach` raises.
@@ -181,7 +178,7 @@ class BoardOwner:
         if not self._loops:
             raise BenchError(f"board {self.name}: its power loops have ended: its lease is over")
         for _, task in self._loops:
-            _raise_end(task)
+            raise_end(task)
         delayed = [(channel.on_delay_s, loop) for channel, (loop, _) in zip(self.channels, self._loops, strict=True)]
         others = None
         if len(delayed) > 1:
@@ -228,48 +225,51 @@ class BoardOwner:
 
     # ---------------------------------------------------------------------------------------------- faults on purpose
     async def brown_out(self, depth_v: float, duration_s: float, allowed: Callable[[], object]) -> dict[str, Any]:
-        """A dip of the main input; what was reached. UsageError outside the envelope, or while the board is not on."""
+        """A dip of every input that the bus feeds, see `dip_together`: the leading one's, and `others` by name."""
         allowed()
-        loop, task = self._running_loop()
-        done = await _ask(loop.request_dip(depth_v, duration_s), task)
-        return {**asdict(done), "power_epoch": self.power_epoch}
+        done = {name: asdict(item) for name, item in (await dip_together(self._fed(), depth_v, duration_s)).items()}
+        lead = done.pop(self._names[self._lead])
+        return {**lead, "others": done, "power_epoch": self.power_epoch}
 
     async def latch_up(
-        self, limits: LatchUpLimits, off_s: float, wait_s: float, allowed: Callable[[], object]
+        self,
+        limits: LatchUpLimits,
+        off_s: float,
+        wait_s: float,
+        allowed: Callable[[], object],
+        of_input: str | None = None,
     ) -> dict[str, Any]:
-        """Watch the main input's current; cut when it stays too high, rest for `off_s`, start again.
+        """Watch the current of every input, or of one; cut the board when one stays too high, rest, start it again.
 
-        BenchError when the current did not stay above the threshold within `wait_s`: nothing was cut then.
+        The input that latched goes off at once, the others after it in reverse order; `off_s` counts from the last
+        measured off. UsageError for a threshold above an input's limit. BenchError when no current stayed above it
+        within `wait_s`: nothing was cut.
         """
-        channel = self.channels[self._lead]
-        if not channel.envelope.off_dwell_s <= off_s <= OFF_MAX_S:
+        dwell_s = max(channel.envelope.off_dwell_s for channel in self.channels)
+        if not dwell_s <= off_s <= OFF_MAX_S:
             raise UsageError(
-                f"after a latch-up cut the board rests for {channel.envelope.off_dwell_s:g} s (its off dwell) to "
-                f"{OFF_MAX_S:g} s, not {off_s:g} s"
+                f"after a latch-up cut the board rests for {dwell_s:g} s (its off dwell) to {OFF_MAX_S:g} s, "
+                f"not {off_s:g} s"
             )
         allowed()
-        loop, task = self._running_loop()
-        voltage_v = loop.setpoint.voltage_v
-        cut = loop.watch_latch_up(limits)
-        try:
-            ended, _ = await asyncio.wait((cut, task), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-            if not ended and loop.disarm_latch_up():
-                raise BenchError(
-                    f"board {self.name} did not draw more than {limits.threshold_a:g} A for {limits.hold_s:g} s within "
-                    f"{wait_s:g} s",
-                    hint="lower the threshold, load the board, or emulate the current with added_a; nothing was cut",
-                )
-            if cut.cancelled():
-                raise BenchError(f"board {self.name}: its lease ended; the latch-up protection is disarmed")
-            done = await _ask(cut, task)  # it has cut, or is about to
-        finally:
-            cut.cancel()
-        if len(self.channels) > 1:
+        fed = self._fed()
+        voltage_v = fed[self._lead].loop.setpoint.voltage_v
+        cut = await wait_latch_up(self.name, fed, arm_latch_up(self.name, fed, limits, of_input), wait_s)
+        if cut is None:
+            raise BenchError(
+                f"board {self.name} did not draw more than {limits.threshold_a:g} A for {limits.hold_s:g} s within "
+                f"{wait_s:g} s",
+                hint="lower the threshold, load the board, or emulate the current with added_a; nothing was cut",
+            )
+        latched, done = cut
+        rests_s = done.verified_s
+        if len(fed) > 1:
             await self.off("latch-up: the board's other inputs")
-        await asyncio.sleep(max(0.0, done.verified_s + off_s - self._monotonic()))
+            rests_s = self._monotonic()
+        await asyncio.sleep(max(0.0, rests_s + off_s - self._monotonic()))
         answer = await self.on(voltage_v, allowed)
         self._event("latch_up_restart", {"board": self.name, "off_s": answer["on_s"] - done.cut_s})
-        return {**answer, **asdict(done), "held_s": done.cut_s - done.exceeded_s}
+        return {**answer, **asdict(done), "held_s": done.cut_s - done.exceeded_s, "input": latched}
 
     def arm_cut(self, point: CutPoint, allowed: Callable[[], object]) -> ArmedCut:
         """Cut the board's power at a place on its console; one at a time."""
@@ -314,12 +314,17 @@ class BoardOwner:
     def _lead(self) -> int:
         return next((index for index, channel in enumerate(self.channels) if channel.main), 0)
 
-    def _running_loop(self) -> tuple[PowerLoop, asyncio.Task[None]]:
+    def _fed(self) -> list[FedInput]:
+        """The inputs with their running loops, in order. UsageError when there are none."""
         if not self._loops:
             raise UsageError(f"board {self.name} is off", hint="switch it on first")
-        loop, task = self._loops[self._lead]
-        _raise_end(task)
-        return loop, task
+        raise_end(self._loops[self._lead][1])
+        rows = enumerate(zip(self._names, self.channels, self._loops, strict=True))
+        # Without a channel on the bus, which a bench file cannot say, the leading one stands for it.
+        return [
+            FedInput(name, channel.envelope, channel.main or index == self._lead, loop, task)
+            for index, (name, channel, (loop, task)) in rows
+        ]
 
     async def read(self) -> dict[str, Any]:
         """The newest sample; a measurement of now when no loop runs, or when that sample is from before a switching."""
@@ -427,11 +432,11 @@ class BoardOwner:
 
         def told(kind: str, data: dict[str, Any]) -> None:
             if len(self.channels) > 1:
-                data = {**data, "board": self.name, "input": channel.input}
+                data = {**data, "board": self.name, "input": self._names[index]}
                 kind = kind if index == self._lead else OF_AN_INPUT.get(kind, kind)
             self._event(kind, data)
             if kind in WENT_OFF and len(self.channels) > 1:
-                following = self._follow_off(loop, loop.starts, f"{channel.input} {kind}")
+                following = self._follow_off(loop, loop.starts, f"{self._names[index]} {kind}")
                 task = asyncio.get_running_loop().create_task(following)
                 self._followers.add(task)
                 task.add_done_callback(self._followers.discard)
@@ -483,7 +488,7 @@ class BoardOwner:
             for loop, task in reversed(self._loops):
                 if loop is not gone and loop.state == "on":
                     with contextlib.suppress(HilError):
-                        await _ask(loop.request_off(f"another input went off: {why}"), task)
+                        await ask(loop.request_off(f"another input went off: {why}"), task)
 
     async def _end_loops(self) -> None:
         for _, task in reversed(self._loops):
@@ -512,7 +517,7 @@ class BoardOwner:
                 setpoint = None
                 if voltage_v is not None and channel.main:
                     setpoint = Setpoint(voltage_v, channel.nominal.current_limit_a)
-                started.append(await _ask(loop.request_on(setpoint), task))
+                started.append(await ask(loop.request_on(setpoint), task))
         except BaseException:
             if len(self.channels) > 1:
                 await asyncio.shield(self._all_off("start of another channel failed"))
@@ -535,7 +540,7 @@ class BoardOwner:
         failure: HilError | None = None
         for loop, task in reversed(self._loops):
             try:
-                done.insert(0, await _ask(loop.request_off(how), task))
+                done.insert(0, await ask(loop.request_off(how), task))
             except HilError as error:
                 failure = failure or error
         if failure is not None:
@@ -581,34 +586,13 @@ class BoardOwner:
         self._on_event(self, kind, data)
 
 
-async def _ask(request: Awaitable[_T], task: asyncio.Task[None]) -> _T:
-    """The answer of a power loop; when the loop ends instead, the error that ended it."""
-    waiter = asyncio.ensure_future(request)
-    try:
-        await asyncio.wait((waiter, task), return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        waiter.cancel()
-        raise
-    if not waiter.done():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.5):  # the loop refuses what waits as its last act
-                await asyncio.wait((waiter,))
-    if task.done():
-        with contextlib.suppress(asyncio.CancelledError, HilError):
-            if not waiter.done():
-                waiter.cancel()
-            return await waiter
-        _raise_end(task)
-    return await waiter
-
-
-def _raise_end(task: asyncio.Task[None]) -> None:
-    if not task.done():
-        return
-    error = None if task.cancelled() else task.exception()
-    if isinstance(error, HilError):
-        raise error
-    raise BenchError(f"{task.get_name()} has ended: {error or 'cancelled'}")
+def _input_names(channels: tuple[Channel, ...]) -> list[str]:
+    """What the record calls each channel: its input's name; where several feed one, with their number."""
+    names = [channel.input for channel in channels]
+    return [
+        name if names.count(name) == 1 else f"{name}-{channel.number}"
+        for name, channel in zip(names, channels, strict=True)
+    ]
 
 
 def _link_metrics(link: LinkOwner) -> LinkMetrics:

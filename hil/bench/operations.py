@@ -101,7 +101,9 @@ class Operations:
         limits = LatchUpLimits(body.threshold_a, body.hold_s, body.added_a)
         board = self.held(token, name)
         await self._heart.ensure()
-        return await board.latch_up(limits, body.off_s, body.wait_s, lambda: self._may_drive(token, name))
+        return await board.latch_up(
+            limits, body.off_s, body.wait_s, lambda: self._may_drive(token, name), of_input=body.input
+        )
 
     async def arm_cut(self, name: str, point: CutPoint, token: str | None) -> dict[str, Any]:
         cut = self.held(token, name).arm_cut(point, lambda: self.held(token, name))

@@ -6,6 +6,7 @@ holds what was asked, what was reached and how long one exchange with the instru
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal
 
 from hil.bench.safety import Envelope
 from hil.drivers.codec import InstrumentError
-from hil.drivers.scpi import Supply
+from hil.drivers.scpi import Dip, Supply
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
 
@@ -21,6 +22,7 @@ DIP_MIN_S = 0.01
 DIP_MAX_S = 60.0
 ONE_TURN_S = 0.5  # up to here nothing else is said to the supply meanwhile; longer dips are measured as they go
 RESTORE_TRIES = 3
+READY_S = 1.0  # how long the channels of one board wait for each other; no longer, for nothing is measured meanwhile
 
 Sample = Callable[[], Awaitable[Reading | None]]
 
@@ -28,7 +30,7 @@ Sample = Callable[[], Awaitable[Reading | None]]
 # --------------------------------------------------------------------------------------------------------- brown-out
 @dataclass(frozen=True, slots=True)
 class BrownOut:
-    """A dip of the bus. Seconds and volts.
+    """A dip of the bus on one channel. Seconds and volts; `began_s` and `ended_s` are monotonic.
 
     `by` says who timed it. `list`: the instrument's own list, and `reached_s` is its dwell as read back before it was
     started. `writes`: we, and `reached_s` lies between the writing of the low voltage and of the old one; it is never
@@ -42,6 +44,8 @@ class BrownOut:
     low_v: float
     asked_s: float
     reached_s: float
+    began_s: float
+    ended_s: float
     command_s: float
     lowest_v: float | None
     output_on: bool
@@ -52,6 +56,46 @@ class BrownOut:
 
 class DipFailed(BenchError):
     """A dip went wrong half-way; the old set point is in force again, read back."""
+
+
+class NotTogether(DipFailed):
+    """A dip that was not begun because another channel of the board could not begin it too. Nothing was changed."""
+
+
+class Together:
+    """The channels of one board that dip at one moment: each power loop joins, and all begin when the last one has.
+
+    Channels of one supply dip in one turn of it, one write apart; supplies beside each other. When one ends its dip
+    early, all do.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.over = False
+        self.cut_told = False  # a dip below the lock-out is one cut, whatever it goes through
+        self._barrier = asyncio.Barrier(count)
+        self._dips: dict[Supply, dict[int, tuple[float, float]]] = {}
+        self._turns: dict[Supply, asyncio.Task[dict[int, Dip]]] = {}
+
+    async def begin(self, supply: Supply, channel: int, low_v: float, back_v: float) -> None:
+        """Wait until every channel is ready. NotTogether when one is not in time, or has given up."""
+        self._dips.setdefault(supply, {})[channel] = (low_v, back_v)
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._barrier.wait()
+        except (TimeoutError, asyncio.BrokenBarrierError) as error:
+            raise NotTogether("another of the board's channels could not begin the dip; nothing was changed") from error
+
+    async def play(self, supply: Supply, channel: int, seconds: float) -> Dip:
+        """A dip in one turn of the supply, with its other channels that have begun; `channel`'s own part of it."""
+        if supply not in self._turns:
+            self._turns[supply] = asyncio.create_task(supply.dip(self._dips[supply], seconds))
+        # Shielded: whose loop is cancelled in the middle leaves the others theirs. It is over within ONE_TURN_S.
+        return (await asyncio.shield(self._turns[supply]))[channel]
+
+    async def give_up(self) -> None:
+        """Nobody waits for this channel any more; what has begun ends early."""
+        self.over = True
+        await self._barrier.abort()
 
 
 def check_dip(envelope: Envelope, present: Setpoint, depth_v: float, duration_s: float) -> float:
@@ -77,7 +121,9 @@ async def brown_out(
     present: Setpoint,
     depth_v: float,
     duration_s: float,
+    together: Together,
     *,
+    begun: Callable[[], None],
     sample: Sample,
     nap: Callable[[float], Awaitable[None]],
     interrupted: Callable[[], bool],
@@ -85,38 +131,55 @@ async def brown_out(
 ) -> BrownOut:
     """Lower a channel that is on for a while. Ends with the old set point, read back; early when `interrupted`.
 
-    DipFailed when the dip was not as asked; SafetyError when the old set point cannot be verified either.
+    `begun` is called when all channels of the board are ready, before the first write. DipFailed when the dip was not
+    as asked; SafetyError when the old set point cannot be verified either.
     """
     low_v = check_dip(envelope, present, depth_v, duration_s)
     lowest: float | None = None
     output_on = True
     by: Literal["list", "writes"] = "writes"
     try:
-        began = clock()
+        asked = clock()
         await supply.setpoint(channel)  # two questions: what an exchange takes here and now
-        command_s = (clock() - began) / 2
+        command_s = (clock() - asked) / 2
+        await together.begin(supply, channel, low_v, present.voltage_v)
+        begun()
         if duration_s <= ONE_TURN_S:
-            dip = await supply.dip(channel, low_v, present.voltage_v, duration_s)
-            reached_s = dip.lasted_s if dip.by_list else max(dip.lasted_s, command_s)
+            dip = await together.play(supply, channel, duration_s)
+            began_s, lasted_s = dip.began_s, dip.lasted_s
             output_on, trips, by = dip.output_on, dip.trips, "list" if dip.by_list else "writes"
         else:
             low = await supply.program(channel, Setpoint(low_v, present.current_limit_a))
-            while (left := low.acknowledged_s + duration_s - clock() - command_s) > 0:
+            began_s = low.acknowledged_s
+            while (left := began_s + duration_s - clock() - command_s) > 0:
                 reading = await sample()
                 if reading is not None:
                     lowest = reading.voltage_v if lowest is None else min(lowest, reading.voltage_v)
                     output_on = reading.output_on
-                if interrupted() or not output_on:
+                if together.over or interrupted() or not output_on:
+                    together.over = True
                     break
                 await nap(min(0.05, max(0.0, left)))
             back = await supply.program(channel, present)
-            reached_s = max(back.acknowledged_s - low.acknowledged_s, command_s)
+            lasted_s = back.acknowledged_s - began_s
             trips = () if output_on else await supply.tripped(channel)
     except (InstrumentError, SafetyError) as error:
         await _restore(supply, channel, present, nap)
         raise DipFailed(f"the dip was not as asked: {error.message}; the old set point is in force again") from error
-    lockout = low_v < envelope.undervoltage_lockout_v
-    return BrownOut(depth_v, low_v, duration_s, reached_s, command_s, lowest, output_on, lockout, by, trips)
+    return BrownOut(
+        depth_v=depth_v,
+        low_v=low_v,
+        asked_s=duration_s,
+        reached_s=lasted_s if by == "list" else max(lasted_s, command_s),
+        began_s=began_s,
+        ended_s=began_s + lasted_s,
+        command_s=command_s,
+        lowest_v=lowest,
+        output_on=output_on,
+        lockout=low_v < envelope.undervoltage_lockout_v,
+        by=by,
+        trips=trips,
+    )
 
 
 async def _restore(supply: Supply, channel: int, present: Setpoint, nap: Callable[[float], Awaitable[None]]) -> None:
@@ -142,16 +205,17 @@ class LatchUpLimits:
     hold_s: float
     added_a: float = 0.0
 
-    def check(self, envelope: Envelope) -> None:
-        """UsageError for values that make no protection, and for a threshold above the board's limit."""
+    def check(self, envelope: Envelope, of_input: str = "main") -> None:
+        """UsageError for values that make no protection, and for a threshold above the limit of the board's input."""
         for name, value in (("hold_s", self.hold_s), ("added_a", self.added_a)):
             if not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"latch-up `{name}` must be finite and not below 0, got {value!r}")
         if not (math.isfinite(self.threshold_a) and 0 < self.threshold_a <= envelope.current_max_a):
             raise UsageError(
-                f"a latch-up threshold of {self.threshold_a:g} A is outside the board's 0 to "
-                f"{envelope.current_max_a:g} A",
-                hint="above its limit the supply limits the current first; nothing was armed",
+                f"a latch-up threshold of {self.threshold_a:g} A is outside the 0 to {envelope.current_max_a:g} A of "
+                f"the board's input {of_input}",
+                hint="above its limit the supply limits the current first: a lower threshold, or the `input` that is "
+                "meant; nothing was armed",
             )
 
 

@@ -30,7 +30,16 @@ from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
 from hil.bench.metering import Metering
 from hil.bench.pacing import Pacing
-from hil.bench.powerfaults import BrownOut, DipFailed, LatchUp, LatchUpLimits, LatchUpWatch, brown_out, check_dip
+from hil.bench.powerfaults import (
+    BrownOut,
+    DipFailed,
+    LatchUp,
+    LatchUpLimits,
+    LatchUpWatch,
+    Together,
+    brown_out,
+    check_dip,
+)
 from hil.bench.powerflight import FlightPower, check_flight
 from hil.bench.powervalues import (
     EpsStateLike,
@@ -57,7 +66,14 @@ class _Command:
     setpoint: Setpoint | None
     done: asyncio.Future[Any]
     how: str
-    dip: tuple[float, float] = (0.0, 0.0)
+    dip: _Dip | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Dip:
+    depth_v: float
+    duration_s: float
+    together: Together
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +185,10 @@ class PowerLoop:
         result: PoweredOff = await self._request("off", None, how)
         return result
 
-    async def request_dip(self, depth_v: float, duration_s: float) -> BrownOut:
+    async def request_dip(self, depth_v: float, duration_s: float, together: Together | None = None) -> BrownOut:
         """Lower the voltage for a while; nothing else is done with the channel meanwhile. See `powerfaults`."""
-        result: BrownOut = await self._request("dip", None, "requested", (depth_v, duration_s))
+        dip = _Dip(depth_v, duration_s, together or Together())
+        result: BrownOut = await self._request("dip", None, "requested", dip)
         return result
 
     def watch_latch_up(self, limits: LatchUpLimits) -> asyncio.Future[LatchUp]:
@@ -540,8 +557,8 @@ class PowerLoop:
             result: PoweredOn | PoweredOff | BrownOut | None
             if command.kind == "off":
                 result = await self._switch_off(command.how)
-            elif command.kind == "dip":
-                result = await self._dip(*command.dip)
+            elif command.dip is not None:
+                result = await self._dip(command.dip)
             elif command.kind == "shed":
                 result = await self._cut("shed", command.how) if self.state == "on" else None
             elif command.kind == "restore":
@@ -593,33 +610,50 @@ class PowerLoop:
         volts = self._nominal.voltage_v if self._flown is None else self._flown.state.bus_voltage_v
         return Setpoint(volts, self._nominal.current_limit_a)
 
-    async def _dip(self, depth_v: float, duration_s: float) -> BrownOut:
+    async def _dip(self, asked: _Dip) -> BrownOut:
+        try:
+            self._check_dip(asked)
+            return await self._brown_out(asked)
+        except BaseException:
+            await asked.together.give_up()
+            raise
+
+    def _check_dip(self, asked: _Dip) -> None:
         if self.state != "on":
             raise UsageError(f"{self.board} is {self.state}: only a board that is on can be dipped")
-        low_v = check_dip(self._envelope, self._set, depth_v, duration_s)
-        if self._flown is not None and duration_s > (longest_s := self._flown.flight.bounds.lateness_s):
+        check_dip(self._envelope, self._set, asked.depth_v, asked.duration_s)
+        if self._flown is not None and asked.duration_s > (longest_s := self._flown.flight.bounds.lateness_s):
             raise UsageError(
-                f"{self.board}: in this flight a set point may be {longest_s:g} s late, a dip of {duration_s:g} s "
-                "keeps the bus from it for longer",
+                f"{self.board}: in this flight a set point may be {longest_s:g} s late, a dip of "
+                f"{asked.duration_s:g} s keeps the bus from it for longer",
                 hint="a shorter dip, or one outside a flight; nothing was sent to the supply",
             )
+
+    async def _brown_out(self, asked: _Dip) -> BrownOut:
         breaches: list[str] = []
+        low_v = self._set.voltage_v - asked.depth_v
 
         async def sample() -> Reading | None:
             reading = await self._sample()
             breaches.extend(filter(None, () if reading is None else (self._breach(reading),)))
             return reading
 
-        if low_v < self._envelope.undervoltage_lockout_v:
-            self._on_cut(f"brown-out to {low_v:g} V")
-            self.starts += 1
+        def begun() -> None:
+            if low_v < self._envelope.undervoltage_lockout_v:
+                if not asked.together.cut_told:
+                    self._on_cut(f"brown-out to {low_v:g} V")
+                asked.together.cut_told = True
+                self.starts += 1
+
         done = await brown_out(
             self._supply,
             self._channel,
             self._envelope,
             self._set,
-            depth_v,
-            duration_s,
+            asked.depth_v,
+            asked.duration_s,
+            asked.together,
+            begun=begun,
             sample=sample,
             nap=self._nap,
             # Neither an off nor a breach, which the ticks then judge, waits for the end of a long dip.
@@ -750,7 +784,7 @@ class PowerLoop:
         kind: _Kind,
         setpoint: Setpoint | None,
         how: str,
-        dip: tuple[float, float] = (0.0, 0.0),
+        dip: _Dip | None = None,
     ) -> Any:
         if not self._running:
             raise BenchError(f"{self.board}: its power loop does not run")

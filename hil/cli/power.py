@@ -91,9 +91,12 @@ def dip(bench_file: str | None, board_name: str | None, depth_v: float, duration
     """Lower the bus for a while; prints what the supply reached, and who timed it."""
     with _leased(bench_file, board_name) as board:
         done = board.power.brown_out(depth_v, duration_s)
-    if not as_json:
-        click.echo(f"{board.name}: {done.low_v:g} V {done.played}")
-    _say(asdict(done), as_json)
+    if as_json:
+        print_json(asdict(done))
+        return
+    for name, dip in ((board.name, done), *((f"{board.name} {name}", dip) for name, dip in done.others.items())):
+        click.echo(f"{name}: {dip.low_v:g} V {dip.played}")
+        _say({key: value for key, value in asdict(dip).items() if key != "others"}, as_json)
 
 
 @power.command("latch-up")
@@ -104,6 +107,7 @@ def dip(bench_file: str | None, board_name: str | None, depth_v: float, duration
 @click.option("--off-s", required=True, type=float, help="rest before the restart, at least the board's off dwell")
 @click.option("--added-a", default=0.0, show_default=True, help="emulated current, added to the measured one")
 @click.option("--wait-s", default=60.0, show_default=True, help="give up after this without a cut")
+@click.option("--input", "of_input", help="of a board on several channels: watch this one alone (`main`, or its rail)")
 @json_option
 def latch_up(
     bench_file: str | None,
@@ -113,11 +117,12 @@ def latch_up(
     off_s: float,
     added_a: float,
     wait_s: float,
+    of_input: str | None,
     as_json: bool,
 ) -> None:
     """Cut when the current stays too high, rest, start again."""
     with _leased(bench_file, board_name) as board:
-        done = board.power.latch_up(threshold_a, hold_s, off_s, added_a=added_a, wait_s=wait_s)
+        done = board.power.latch_up(threshold_a, hold_s, off_s, added_a=added_a, wait_s=wait_s, input=of_input)
     _say(asdict(done), as_json)
 
 

@@ -447,28 +447,39 @@ class Power:
 
     def brown_out(self, depth_v: float, duration_s: float) -> BrownOut:
         """Lower the bus by `depth_v` for `duration_s` (10 ms to 60 s), as fast as the supply allows: the result says
-        what was reached. Raises UsageError, with nothing sent, outside the board's envelope.
+        what was reached. Every input that the bus feeds dips, begun together (`others`). Raises UsageError, with
+        nothing sent, outside the board's envelope.
         """
         self._board.accept_power_cut()
         answer = self._fault("brown-out", {"depth_v": depth_v, "duration_s": duration_s}, duration_s)
-        return BrownOut(**{name: answer[name] for name in BrownOut.__slots__})
+        return BrownOut.of(answer)
 
     def latch_up(
-        self, threshold_a: float, hold_s: float, off_s: float, *, added_a: float = 0.0, wait_s: float = 60.0
+        self,
+        threshold_a: float,
+        hold_s: float,
+        off_s: float,
+        *,
+        added_a: float = 0.0,
+        wait_s: float = 60.0,
+        input: str | None = None,
     ) -> LatchUp:
-        """Cut when the board draws more than `threshold_a` for `hold_s`, rest for `off_s`, start it again.
+        """Cut the board when any of its inputs, or `input` alone, draws more than `threshold_a` for `hold_s`; rest for
+        `off_s`, start it again.
 
-        `added_a` is added to what is measured, so that a latch-up can be emulated without an electronic load. Raises
-        BenchError when the current did not stay above the threshold within `wait_s`.
+        `added_a` is added to what is measured at `input` (else the leading one), so that a latch-up can be emulated
+        without an electronic load. Raises UsageError for a threshold above an input's limit, BenchError when no current
+        stayed above it within `wait_s`.
         """
         self._board.accept_power_cut()
-        body = {"threshold_a": threshold_a, "hold_s": hold_s, "off_s": off_s, "added_a": added_a, "wait_s": wait_s}
+        body: dict[str, Any] = {"threshold_a": threshold_a, "hold_s": hold_s, "off_s": off_s}
+        body |= {"added_a": added_a, "wait_s": wait_s, "input": input}
         answer = self._fault("latch-up", body, wait_s + off_s)
         offset = answer.get("console_offset")
         if offset is not None:
             self._board.console.seek(offset)
         off_s = answer["on_s"] - answer["cut_s"]
-        names = ("held_s", "peak_a", "energy_above_j", "added_a")
+        names = ("held_s", "peak_a", "energy_above_j", "added_a", "input")
         return LatchUp(**{name: answer[name] for name in names}, off_s=off_s)
 
     def cut_at(

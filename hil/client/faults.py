@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hil.errors import BenchError
@@ -19,6 +19,8 @@ class BrownOut:
     `by`: the supply's own `list`, whose dwell `reached_s` was read back before it began, or two `writes`, between which
     it was measured. `lowest_v` is None when the dip was too short to be measured. `output_on` is false when a
     protection switched off, one of `trips`. `lockout`: below the board's lock-out, so that its power counts as cut.
+    `began_s` and `ended_s` are of the bench host's monotonic clock. `others`: a board's further inputs that the bus
+    feeds, by name, each as it was dipped.
     """
 
     low_v: float
@@ -30,6 +32,16 @@ class BrownOut:
     lockout: bool
     by: Literal["list", "writes"]
     trips: Sequence[str]
+    began_s: float
+    ended_s: float
+    others: Mapping[str, BrownOut] = field(default_factory=dict)
+
+    @staticmethod
+    def of(answer: Mapping[str, Any]) -> BrownOut:
+        """From the daemon's answer, whose dips of other inputs have no `others`."""
+        values = {name: answer[name] for name in BrownOut.__slots__ if name != "others"}
+        others = {name: BrownOut.of(other) for name, other in answer.get("others", {}).items()}
+        return BrownOut(**values, others=others)
 
     @property
     def played(self) -> str:
@@ -41,13 +53,17 @@ class BrownOut:
 
 @dataclass(frozen=True, slots=True)
 class LatchUp:
-    """A latch-up cut and restart: seconds above the threshold before the cut, highest current, energy above it."""
+    """A latch-up cut and restart: seconds above the threshold before the cut, highest current, energy above it.
+
+    `input` is the one that latched, `main` where the board has no other.
+    """
 
     held_s: float
     peak_a: float
     energy_above_j: float
     added_a: float
     off_s: float
+    input: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ line runs it: the daemon's driver on the event loop, the dead-man on a blocking 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -190,15 +190,25 @@ class Dialogue:
         return on
 
     def dip(
-        self, ch: int, low_v: float, back_v: float, seconds: float, clock: Callable[[], float]
-    ) -> Steps[tuple[float, float]]:
-        """Another voltage for a while, with nothing said in between; (seconds between the two, volts read back)."""
-        yield from self.tell("set_voltage", ch, v=low_v)
-        began = clock()
-        yield Pause(max(0.0, seconds - self.dialect.min_gap_s))
-        yield from self.tell("set_voltage", ch, v=back_v)
-        lasted_s = clock() - began
-        return lasted_s, (yield from self.value("get_voltage", ch))
+        self, dips: Mapping[int, tuple[float, float]], seconds: float, clock: Callable[[], float]
+    ) -> Steps[dict[int, tuple[float, float, float]]]:
+        """Another voltage for a while on each of `dips`: channel to volts (low, back), with nothing asked in between.
+
+        By channel (when its low voltage was written, seconds until its old one was, volts read back).
+        """
+        began: dict[int, float] = {}
+        lasted: dict[int, float] = {}
+        for ch, (low_v, _) in dips.items():
+            yield from self.tell("set_voltage", ch, v=low_v)
+            began[ch] = clock()
+        for ch, (_, back_v) in dips.items():
+            yield Pause(max(0.0, began[ch] + seconds - clock()))
+            yield from self.tell("set_voltage", ch, v=back_v)
+            lasted[ch] = clock() - began[ch]
+        found = {}
+        for ch in dips:
+            found[ch] = (began[ch], lasted[ch], (yield from self.value("get_voltage", ch)))
+        return found
 
     def load_list(self, ch: int, low_v: float, seconds: float) -> Steps[LoadedList]:
         """Tell the instrument a dip as a list of one step, and ask all of it back. It is not started."""
@@ -210,10 +220,21 @@ class Dialogue:
         voltage_mode = yield from self.word("get_voltage_mode", ch)
         return LoadedList(volts, dwell_s, count, ends_low, voltage_mode, (yield from self.word("get_current_mode", ch)))
 
-    def play_list(self, ch: int, seconds: float) -> Steps[bool]:
-        """Start the list and say nothing while it plays; whether it has ended, where the instrument says that."""
-        yield from self.tell("start_list", ch)
+    def play_lists(
+        self, channels: Sequence[int], seconds: float, clock: Callable[[], float]
+    ) -> Steps[dict[int, tuple[float, bool]]]:
+        """Start the lists and say nothing while they play; by channel (started, whether it ended as far as said)."""
+        began = {}
+        for ch in channels:
+            yield from self.tell("start_list", ch)
+            began[ch] = clock()
         yield Pause(seconds)
+        found = {}
+        for ch in channels:
+            found[ch] = (began[ch], (yield from self._list_ended(ch)))
+        return found
+
+    def _list_ended(self, ch: int) -> Steps[bool]:
         if not self.dialect.has("list_running"):
             yield Pause(LIST_LATE_S / 5)  # no question for it: what it needs to begin
             return True

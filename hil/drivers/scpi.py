@@ -69,11 +69,13 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class Dip:
-    """A dip as it was played. Seconds: `by_list` the dwell as the instrument reads it back, else between two writes.
+    """A dip of one channel as it was played: begun at `began_s` of the driver's clock, when the command was out.
 
-    `output_on` is what the instrument says afterwards, `trips` what switched it off.
+    `lasted_s`: `by_list` the dwell as the instrument reads it back, else between two writes. `output_on` is what the
+    instrument says afterwards, `trips` what switched it off.
     """
 
+    began_s: float
     lasted_s: float
     by_list: bool
     output_on: bool
@@ -103,7 +105,7 @@ class Supply(Protocol):
 
     async def setpoint(self, ch: int) -> Setpoint: ...
 
-    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> Dip: ...
+    async def dip(self, dips: Mapping[int, tuple[float, float]], seconds: float) -> dict[int, Dip]: ...
 
     async def stop_list(self, ch: int) -> None: ...
 
@@ -229,7 +231,7 @@ class ScpiSupply:
         """Set voltage and current limit and read both back. The times in the result are this object's clock."""
         async with self._turn:
             limits = self._range(ch)
-            volts = _within("voltage", setpoint.voltage_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
+            volts = self._on_grid(ch, setpoint.voltage_v)
             amperes = _within(
                 "current limit", setpoint.current_limit_a, 0.0, limits.current_max_a, limits.current_step_a, "A"
             )
@@ -253,27 +255,31 @@ class ScpiSupply:
                 await self._run(self._talk.value("get_current", ch)),
             )
 
-    async def dip(self, ch: int, low_v: float, back_v: float, seconds: float) -> Dip:
-        """Another voltage for `seconds` and the old one again, as one turn; `back_v` must be what is set now.
+    async def dip(self, dips: Mapping[int, tuple[float, float]], seconds: float) -> dict[int, Dip]:
+        """Other voltages for `seconds` and the old ones again, as one turn: `dips` are channels with volts (low, back).
 
-        By the instrument's own list where the model has one that can be read back before it is started, else by two
-        writes with nothing said in between. What is set afterwards is read back. After any error the list may still
-        run or be armed: `stop_list` ends it.
+        What a channel goes back to must be what is set now. By the instrument's own lists where the model has one that
+        can be read back before it is started, else by two writes a channel with nothing asked in between; several
+        channels begin one write apart. What is set afterwards is read back. After any error a list may still run or be
+        armed: `stop_list` ends it.
         """
         async with self._turn:
-            limits = self._range(ch)
-            low = _within("voltage", low_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
-            back = _within("voltage", back_v, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
+            steps_v = {ch: self._range(ch).voltage_step_v for ch in dips}
+            dips = {ch: (self._on_grid(ch, low_v), self._on_grid(ch, back_v)) for ch, (low_v, back_v) in dips.items()}
             lists = self.capabilities.lists
             by_list = lists is not None and lists.plays(seconds)
             if by_list:
-                lasted_s, read_v = await self._dip_by_list(ch, low, back, seconds, limits.voltage_step_v)
+                played = await self._dip_by_lists(dips, seconds)
             else:
-                lasted_s, read_v = await self._run(self._talk.dip(ch, low, back, seconds, self._clock))
-            await self._agree(ch, "voltage", back, read_v, limits.voltage_step_v, "V")
-            await self._raise_errors(f"dipping channel {ch} to {low:g} V")
-            on = await self._read_output(ch)
-            return Dip(lasted_s, by_list, on, () if on else await self._trips(ch))
+                played = await self._run(self._talk.dip(dips, seconds, self._clock))
+            found = {}
+            for ch, (began_s, lasted_s, read_v) in played.items():
+                low_v, back_v = dips[ch]
+                await self._agree(ch, "voltage", back_v, read_v, steps_v[ch], "V")
+                await self._raise_errors(f"dipping channel {ch} to {low_v:g} V")
+                on = await self._read_output(ch)
+                found[ch] = Dip(began_s, lasted_s, by_list, on, () if on else await self._trips(ch))
+            return found
 
     async def stop_list(self, ch: int) -> None:
         """End the instrument's list, running or not, and verify that the voltage follows its set point again."""
@@ -523,6 +529,10 @@ class ScpiSupply:
                 "supply trips at its current limit; nothing was sent"
             )
 
+    def _on_grid(self, ch: int, volts: float) -> float:
+        limits = self._range(ch)
+        return _within("voltage", volts, 0.0, limits.voltage_max_v, limits.voltage_step_v, "V")
+
     async def _read_output(self, ch: int) -> bool:
         self._outputs[ch] = await self._run(self._talk.output_on(ch))
         return self._outputs[ch]
@@ -555,22 +565,29 @@ class ScpiSupply:
             state = f"armed with {read_s:g} s" if armed else "not armed"
             raise ReadbackError(f"the watchdog of {self.address} was armed with {delay_s:g} s and reads back {state}")
 
-    async def _dip_by_list(
-        self, ch: int, low_v: float, back_v: float, seconds: float, step_v: float
-    ) -> tuple[float, float]:
-        """Seconds as the instrument reads its dwell back, and the set point afterwards."""
-        talk = self._talk
-        await self._agree(ch, "voltage", back_v, await self._run(talk.value("get_voltage", ch)), step_v, "V")
-        loaded = await self._run(talk.load_list(ch, low_v, seconds))
-        if wrong := loaded.differs(low_v, seconds, step_v):
-            raise ReadbackError(
-                f"the list of channel {ch} of {self.address} reads back {', '.join(wrong)}; not started"
-            )
-        await self._raise_errors(f"loading the list of channel {ch}")
-        if not await self._run(talk.play_list(ch, seconds)):
-            raise ReadbackError(f"the list of channel {ch} of {self.address} goes on after its {seconds:g} s")
-        await self._stop_list(ch)
-        return loaded.dwell_s, await self._run(talk.value("get_voltage", ch))
+    async def _dip_by_lists(
+        self, dips: Mapping[int, tuple[float, float]], seconds: float
+    ) -> dict[int, tuple[float, float, float]]:
+        """By channel: when it was started, seconds as the instrument reads its dwell back, the set point afterwards."""
+        talk, dwells_s = self._talk, {}
+        for ch, (low_v, back_v) in dips.items():
+            step_v = self._range(ch).voltage_step_v
+            await self._agree(ch, "voltage", back_v, await self._run(talk.value("get_voltage", ch)), step_v, "V")
+            loaded = await self._run(talk.load_list(ch, low_v, seconds))
+            if wrong := loaded.differs(low_v, seconds, step_v):
+                raise ReadbackError(
+                    f"the list of channel {ch} of {self.address} reads back {', '.join(wrong)}; not started"
+                )
+            await self._raise_errors(f"loading the list of channel {ch}")
+            dwells_s[ch] = loaded.dwell_s
+        played = await self._run(talk.play_lists(tuple(dips), seconds, self._clock))
+        found = {}
+        for ch, (began_s, ended) in played.items():
+            if not ended:
+                raise ReadbackError(f"the list of channel {ch} of {self.address} goes on after its {seconds:g} s")
+            await self._stop_list(ch)
+            found[ch] = (began_s, dwells_s[ch], await self._run(talk.value("get_voltage", ch)))
+        return found
 
     async def _stop_list(self, ch: int) -> None:
         mode = await self._run(self._talk.stop_list(ch))

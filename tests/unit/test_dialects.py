@@ -850,8 +850,8 @@ def ended(transient: str) -> tuple[Exchange, ...]:
     return (*stop, *ask("VOLT:MODE? (@1)", "FIX", "VOLT? (@1)", "+5.50000000E+00", "SYST:ERR?", '+0,"No error"'))
 
 
-def dip(supply: ScpiSupply, seconds: float = 0.01) -> Awaitable[scpi.Dip]:
-    return supply.dip(1, 4.0, 5.5, seconds)
+async def dip(supply: ScpiSupply, seconds: float = 0.01) -> scpi.Dip:
+    return (await supply.dip({1: (4.0, 5.5)}, seconds))[1]
 
 
 NO_ERROR = ask("SYST:ERR?", '+0,"No error"')
@@ -871,14 +871,15 @@ def test_an_n6700_plays_a_dip_and_is_asked_when_it_has_ended() -> None:
         *ended(":TRAN"),
         *ask("OUTP? (@1)", "1", "STAT:QUES:COND? (@1)", "0"),
     )
-    assert found == scpi.Dip(0.01, True, True, ())
+    assert found == scpi.Dip(found.began_s, 0.01, True, True, ())
 
 
 def test_an_e36300_plays_a_dip_that_is_on_its_grid_and_nothing_else() -> None:
     after = ask("OUTP? (@1)", "1", "VOLT:PROT:TRIP? (@1)", "0", "CURR:PROT:TRIP? (@1)", "0")
     opened = OPEN["keysight-e36300"]
     listed = (*loading(""), *loaded(), *NO_ERROR, *say("INIT (@1)"), *ended(""), *after)
-    assert play("keysight-e36300", dip, *opened, *listed) == scpi.Dip(0.01, True, True, ())
+    found = play("keysight-e36300", dip, *opened, *listed)
+    assert found == scpi.Dip(found.began_s, 0.01, True, True, ())
     written = (*say("VOLT 4,(@1)", "VOLT 5.5,(@1)"), *ask("VOLT? (@1)", "5.5"), *NO_ERROR, *after)
     found = play("keysight-e36300", lambda supply: dip(supply, 0.015), *opened, *written)
     assert not found.by_list

@@ -135,7 +135,7 @@ def test_the_driver_dips_by_a_list_where_it_knows_one(name: str, tmp_path: Path)
         await supply.program(1, Setpoint(5.0, 1.0))
         await supply.output(1, True)
         await asyncio.sleep(0.05)
-        done = await supply.dip(1, 4.0, 5.0, 0.01)
+        done = (await supply.dip({1: (4.0, 5.0)}, 0.01))[1]
         assert (done.by_list, done.output_on, done.trips) == ("keysight-n6700" in name or "e36300" in name, True, ())
         assert done.lasted_s == 0.01 if done.by_list else 0.01 <= done.lasted_s < 1.0
         assert (channel.voltage_set_v, channel.current_limit_a) == (5.0, 1.0)
