@@ -37,7 +37,9 @@ class BrownOut:
     less than `command_s`, the measured time of one exchange: the supply cannot have obeyed the second command before it
     had obeyed the first. `lowest_v` is the lowest measurement, None when the dip was too short for one. `output_on` is
     false when the output went off by itself, `trips` are the protections that did it. `lockout`: the dip went below the
-    board's lock-out, so that its power counts as cut.
+    board's lock-out, so that its power counts as cut. `samples` measurements were taken in the dip: none in a short
+    one, in which nothing is asked. `latch_up_judged`: whether a latch-up protection that was armed saw any of them,
+    None when none was armed.
     """
 
     depth_v: float
@@ -52,6 +54,8 @@ class BrownOut:
     lockout: bool
     by: Literal["list", "writes"]
     trips: tuple[str, ...]
+    samples: int
+    latch_up_judged: bool | None
 
 
 class DipFailed(BenchError):
@@ -123,6 +127,7 @@ async def brown_out(
     duration_s: float,
     together: Together,
     *,
+    latch_up_armed: bool,
     begun: Callable[[], None],
     sample: Sample,
     nap: Callable[[float], Awaitable[None]],
@@ -131,12 +136,13 @@ async def brown_out(
 ) -> BrownOut:
     """Lower a channel that is on for a while. Ends with the old set point, read back; early when `interrupted`.
 
-    `begun` is called when all channels of the board are ready, before the first write. DipFailed when the dip was not
-    as asked; SafetyError when the old set point cannot be verified either.
+    `begun` is called when all channels of the board are ready, before the first write. `sample` measures, and may cut
+    the channel: its reading then says that the output is off. DipFailed when the dip was not as asked; SafetyError when
+    the old set point cannot be verified either.
     """
     low_v = check_dip(envelope, present, depth_v, duration_s)
     lowest: float | None = None
-    output_on = True
+    samples, output_on = 0, True
     by: Literal["list", "writes"] = "writes"
     try:
         asked = clock()
@@ -154,6 +160,7 @@ async def brown_out(
             while (left := began_s + duration_s - clock() - command_s) > 0:
                 reading = await sample()
                 if reading is not None:
+                    samples += 1
                     lowest = reading.voltage_v if lowest is None else min(lowest, reading.voltage_v)
                     output_on = reading.output_on
                 if together.over or interrupted() or not output_on:
@@ -179,6 +186,8 @@ async def brown_out(
         lockout=low_v < envelope.undervoltage_lockout_v,
         by=by,
         trips=trips,
+        samples=samples,
+        latch_up_judged=samples > 0 if latch_up_armed else None,
     )
 
 

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from hil.bench import safety
@@ -631,12 +631,20 @@ class PowerLoop:
 
     async def _brown_out(self, asked: _Dip) -> BrownOut:
         breaches: list[str] = []
+        failed: list[BenchError] = []
         low_v = self._set.voltage_v - asked.depth_v
 
         async def sample() -> Reading | None:
             reading = await self._sample()
-            breaches.extend(filter(None, () if reading is None else (self._breach(reading),)))
-            return reading
+            if reading is None or not reading.output_on:
+                return reading
+            breaches.extend(filter(None, (self._breach(reading),)))
+            try:
+                await self._watch_latch_up(reading)
+            except BenchError as error:  # a cut that failed is more than a dip that failed
+                failed.append(error)
+                return replace(reading, output_on=False)
+            return replace(reading, output_on=self._energized)
 
         def begun() -> None:
             if low_v < self._envelope.undervoltage_lockout_v:
@@ -645,21 +653,29 @@ class PowerLoop:
                 asked.together.cut_told = True
                 self.starts += 1
 
-        done = await brown_out(
-            self._supply,
-            self._channel,
-            self._envelope,
-            self._set,
-            asked.depth_v,
-            asked.duration_s,
-            asked.together,
-            begun=begun,
-            sample=sample,
-            nap=self._nap,
-            # Neither an off nor a breach, which the ticks then judge, waits for the end of a long dip.
-            interrupted=lambda: bool(breaches) or not self._commands.empty(),
-            clock=self._clock,
-        )
+        try:
+            done = await brown_out(
+                self._supply,
+                self._channel,
+                self._envelope,
+                self._set,
+                asked.depth_v,
+                asked.duration_s,
+                asked.together,
+                latch_up_armed=self._latch_up is not None and not self._latch_up[1].done(),
+                begun=begun,
+                sample=sample,
+                nap=self._nap,
+                # Neither an off nor a breach, which the ticks then judge, waits for the end of a long dip.
+                interrupted=lambda: bool(breaches) or not self._commands.empty(),
+                clock=self._clock,
+            )
+        except DipFailed:
+            if failed:
+                raise failed[0] from None
+            raise
+        if failed:
+            raise failed[0]
         self._metering.touch()
         self._tell("brown_out", **asdict(done))
         return done

@@ -20,7 +20,8 @@ class BrownOut:
     it was measured. `lowest_v` is None when the dip was too short to be measured. `output_on` is false when a
     protection switched off, one of `trips`. `lockout`: below the board's lock-out, so that its power counts as cut.
     `began_s` and `ended_s` are of the bench host's monotonic clock. `others`: a board's further inputs that the bus
-    feeds, by name, each as it was dipped.
+    feeds, by name, each as it was dipped. `samples` were measured in the dip; with none a latch-up protection saw
+    nothing of it: `latch_up_judged`, None when none was armed.
     """
 
     low_v: float
@@ -34,6 +35,8 @@ class BrownOut:
     trips: Sequence[str]
     began_s: float
     ended_s: float
+    samples: int
+    latch_up_judged: bool | None
     others: Mapping[str, BrownOut] = field(default_factory=dict)
 
     @staticmethod

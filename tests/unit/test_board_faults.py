@@ -296,3 +296,22 @@ def test_a_second_latch_up_is_refused_and_the_first_stays_armed(tmp_path: Path) 
         assert (await first)["input"] == "io"
 
     run(tmp_path, body)
+
+
+@pytest.mark.parametrize("latching", [CH1, CH2])
+def test_a_latch_up_in_a_long_dip_ends_the_dip_of_all_and_cuts_the_board(tmp_path: Path, latching: int) -> None:
+    async def body(rig: Rig) -> None:
+        await powered(rig)
+        waiting = asyncio.create_task(rig.board.latch_up(LatchUpLimits(1.0, 0.1), 0.4, 8.0, allowed))
+        dip = asyncio.create_task(rig.board.brown_out(3.0, 30.0, allowed))
+        await rig.until(lambda: {rig.output(CH1).voltage_set_v, rig.output(CH2).voltage_set_v} == {12.0})
+        rig.loads[latching].profile = ((0.0, 18.0),)  # 1.5 A
+        await rig.until(lambda: rig.are_on() == (False, False))
+        rig.loads[latching].profile = ((0.0, 3.0),)
+        assert (await waiting)["input"] == ("main", "io")[latching]
+        ended = await asyncio.wait_for(dip, 3.0)
+        latched = (ended, ended["others"]["io"])[latching]
+        assert (latched["output_on"], latched["latch_up_judged"]) == (False, True)
+        assert rig.are_on() == (True, True)
+
+    run(tmp_path, body, **BOTH)

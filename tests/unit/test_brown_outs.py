@@ -61,7 +61,7 @@ def test_a_dip_of_milliseconds_is_as_long_as_the_board_sees_it(tmp_path: Path, d
         assert (done.low_v, done.asked_s, done.output_on, done.lockout) == (11.0, duration_s, True, False)
         assert duration_s <= done.reached_s < duration_s + 0.03
         assert 0 < done.command_s < 0.05
-        assert done.lowest_v is None  # nothing was asked meanwhile
+        assert (done.lowest_v, done.samples, done.latch_up_judged) == (None, 0, None)  # nothing was asked meanwhile
         assert rig.virtual.instrument.channels[1].voltage_set_v == 15.0
         (event,) = rig.of("brown_out")
         assert event["reached_s"] == done.reached_s
@@ -307,8 +307,11 @@ def test_a_dip_has_bounds_without_a_supply() -> None:
 
 def test_a_client_is_told_who_timed_the_dip() -> None:
     fields = (11.0, 0.01, 0.01, 0.002, None, True, False)
-    assert client.BrownOut(*fields, "list", [], 1.0, 1.01).played == "by the instrument's list, 10 ms as read back"
-    assert client.BrownOut(*fields, "writes", [], 1.0, 1.01).played == "by two writes, measured 10.0 ms"
+    assert (
+        client.BrownOut(*fields, "list", [], 1.0, 1.01, 0, None).played
+        == "by the instrument's list, 10 ms as read back"
+    )
+    assert client.BrownOut(*fields, "writes", [], 1.0, 1.01, 0, None).played == "by two writes, measured 10.0 ms"
     answer = {field.name for field in dataclasses.fields(powerfaults.BrownOut)}
     assert {field.name for field in dataclasses.fields(client.BrownOut)} - answer == {"others"}  # by name, over HTTP
 
@@ -345,6 +348,73 @@ def test_a_short_peak_does_not_cut_and_an_emulated_current_does(tmp_path: Path) 
         done = await asyncio.wait_for(rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.1, added_a=0.8)), 2)
         assert done.added_a == 0.8
         assert done.peak_a == pytest.approx(1.2, abs=0.02)
+
+    powered(tmp_path, body, load)
+
+
+def test_a_latch_up_in_a_long_dip_cuts_in_the_dip(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 6.0),))
+
+    async def body(rig: Rig) -> None:
+        armed = rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.2))
+        dip = asyncio.create_task(rig.loop.request_dip(4.0, 30.0))
+        await rig.until(lambda: rig.samples[-1].voltage_v < 11.5)
+        assert not armed.done()
+        load.profile = ((0.0, 22.0),)  # 2 A at 11 V
+        done = await asyncio.wait_for(armed, 3.0)
+        assert not rig.is_on
+        assert done.cut_s - done.exceeded_s >= 0.2
+        assert done.peak_a == pytest.approx(2.0, abs=0.05)
+        ended = await asyncio.wait_for(dip, 3.0)
+        assert (ended.output_on, ended.trips, ended.latch_up_judged) == (False, (), True)
+        assert ended.began_s < done.exceeded_s < done.cut_s < ended.ended_s  # from 11 V, not from the old voltage
+        assert ended.samples >= 2
+        assert [kind for kind, _ in rig.events if kind in ("latch_up", "brown_out")] == ["latch_up", "brown_out"]
+        await rig.loop.request_on()
+        assert rig.virtual.instrument.channels[1].voltage_set_v == 15.0
+
+    powered(tmp_path, body, load)
+
+
+def test_a_current_that_only_the_dip_makes_too_high_is_seen(tmp_path: Path) -> None:
+    """A constant power is a higher current at a lower voltage: before and after the dip nothing is wrong."""
+
+    async def body(rig: Rig) -> None:
+        armed = rig.loop.watch_latch_up(LatchUpLimits(0.7, 0.2))  # 9 W: 0.6 A at 15 V, 0.9 A at 10 V
+        done = await asyncio.wait_for(rig.loop.request_dip(5.0, 5.0), 4.0)
+        assert armed.done()
+        assert armed.result().peak_a == pytest.approx(0.9, abs=0.03)
+        assert done.reached_s < 3.0
+
+    powered(tmp_path, body, RecordedLoad(((0.0, 9.0),)))
+
+
+@pytest.mark.parametrize(("duration_s", "judged"), [(0.3, False), (0.7, True)])
+def test_a_dip_says_whether_the_latch_up_protection_saw_it(tmp_path: Path, duration_s: float, judged: bool) -> None:
+    async def body(rig: Rig) -> None:
+        armed = rig.loop.watch_latch_up(LatchUpLimits(2.0, 0.1))
+        done = await rig.loop.request_dip(4.0, duration_s)
+        assert (done.latch_up_judged, done.samples > 0) == (judged, judged)
+        assert rig.of("brown_out")[0]["latch_up_judged"] is judged
+        assert not armed.done()
+
+    powered(tmp_path, body)
+
+
+def test_a_latch_up_in_a_dip_whose_cut_fails_ends_in_the_safe_state(tmp_path: Path) -> None:
+    load = RecordedLoad(((0.0, 6.0),))
+
+    async def body(rig: Rig) -> None:
+        rig.loop.watch_latch_up(LatchUpLimits(1.0, 0.1))
+        dip = asyncio.create_task(rig.loop.request_dip(4.0, 30.0))
+        await rig.until(lambda: rig.samples[-1].voltage_v < 11.5)
+        rig.virtual.faults.append(Fault("ignore", "OUTP CH1,OFF", -1))
+        load.profile = ((0.0, 22.0),)
+        assert isinstance(await rig.ended(), SafetyError)
+        with pytest.raises(SafetyError):
+            await dip
+        assert not isinstance(dip.exception(), DipFailed)
+        assert rig.of("safe_state")
 
     powered(tmp_path, body, load)
 
