@@ -103,29 +103,9 @@ class OutletBody(Body):
     on: bool
 
 
-class LinkStateBody(Body):
-    """One direction, as `hil.model.LinkState`."""
-
-    delay_s: float = 0.0
-    jitter_s: float = 0.0
-    loss: float = 0.0
-    rate_bps: float = 0.0
-    duplicate: float = 0.0
-    corrupt: float = 0.0
-    outage: bool = False
-    queue_packets: int = 0
-    reorder: bool = False
-
-    def value(self) -> LinkState:
-        try:
-            return LinkState(**self.model_dump())
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-
-
 class LinkBody(Body):
-    uplink: LinkStateBody
-    downlink: LinkStateBody
+    uplink: LinkState
+    downlink: LinkState
 
 
 class FlightBody(Body):
@@ -293,7 +273,7 @@ def _board_routes(app: FastAPI, operations: Operations) -> None:
 
     @app.put("/v1/boards/{board}/link", response_model=None)
     async def set_link(board: str, body: LinkBody, token: Token = None) -> JSONResponse:
-        states: dict[Direction, LinkState] = {"uplink": body.uplink.value(), "downlink": body.downlink.value()}
+        states: dict[Direction, LinkState] = {"uplink": body.uplink, "downlink": body.downlink}
         return JSONResponse(await operations.set_link(board, states, token))
 
     @app.delete("/v1/boards/{board}/link", response_model=None)

@@ -36,12 +36,13 @@ from hil.bench.leased_streams import LeasedStreams
 from hil.bench.leases import LeaseStore, boot_clock
 from hil.bench.operations import Operations
 from hil.bench.sockets import bind_unix
+from hil.drivers.prompt import raise_share
 from hil.errors import BenchError, ExitCode, HilError, UsageError
 from hil.inventory import Bench, load_bench
 
 log = logging.getLogger("hil.daemon")
 
-NICE = -10
+NICENESS = -10
 IDLE_S = 60.0
 LOG_BYTES = 4 << 20
 DESCRIPTORS = 65536
@@ -279,8 +280,7 @@ def serve(bench: Bench, *, idle_s: float = IDLE_S, to_terminal: bool = True) -> 
         log_writer = _log_to(bench.state_dir / "daemon.log", to_terminal)
         # A second without a heartbeat is a dead daemon: a busy host must not make it look like one. Not real time, or
         # whatever it computes would stop the machine.
-        with contextlib.suppress(OSError):
-            os.nice(NICE)
+        raise_share(NICENESS)
         _raise_descriptors()
         try:
             return int(asyncio.run(_main(bench, idle_s)))

@@ -112,6 +112,19 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Thermal:
+    """The modelled temperature of each thermal node; `may_run` 0 while the model has the workload rest."""
+
+    t_mono: Floats
+    t_mission: Floats
+    rate: Floats
+    board: Texts
+    node: Texts
+    temperature_c: Floats
+    may_run: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class Clock:
     """Segments of the mission clock: from `wall_start_s` (monotonic) on, `rate` mission seconds a second."""
 
@@ -152,6 +165,7 @@ class Record:
     qdisc: Qdisc
     tokens: Tokens
     progress: Progress
+    thermal: Thermal
     clock: Clock
     meta: Mapping[str, str]
     provenance: Mapping[str, Any]
@@ -199,6 +213,7 @@ def read(directory: Path) -> Record:
                 qdisc=_table(db, "qdisc", Qdisc, "t_mono"),
                 tokens=_table(db, "tokens", Tokens, "t_mono"),
                 progress=_table(db, "progress", Progress, "t_mono"),
+                thermal=_table(db, "thermal", Thermal, "t_mono"),
                 clock=_table(db, "clock", Clock, "wall_start_s"),
                 meta=_meta(db),
                 provenance=_json(directory / "provenance.json"),

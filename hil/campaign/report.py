@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 import os
@@ -31,6 +32,10 @@ _MEANING = {
     "missing": "the record lacks evidence that a criterion needs",
 }
 _NUMBERS = ("Measured", "Limit", "Clock")
+_LOOKS: tuple[tuple[int, plot.Style], ...] = (
+    *((colour, "line") for colour in range(1, 6)),
+    *((colour, "dashed") for colour in range(1, 6)),
+)
 _EPS_NOTE = "computed by the satellite's power model from the measured board power"
 
 
@@ -297,6 +302,7 @@ def _panels(record: Record, mission: MissionFile) -> tuple[Panel, ...]:
             height=130,
         ),
         Panel("State of charge", "%", (Series("battery, modelled", t_s, 100 * power.soc, 3),), top=100.0),
+        *_heat_panels(record, mission),
         Panel("Sunlight", "% visible", (Series("computed", t_s, 100 * power.sunlit, 5),), height=84, top=100),
         Panel("One-way delay", "ms", tuple(_line(name, s, 1e3 * d) for name, (s, _, d) in links.items()), digits=2),
         Panel(
@@ -328,6 +334,26 @@ def _panels(record: Record, mission: MissionFile) -> tuple[Panel, ...]:
             digits=0,
         ),
     )  # fmt: skip
+
+
+def _heat_panels(record: Record, mission: MissionFile) -> Iterable[Panel]:
+    """The thermal model's nodes, where the mission has one, and between what it has the work stop and go on."""
+    thermal = record.thermal
+    nodes = sorted(set(thermal.node.tolist()))
+    if not nodes:
+        return
+    cutoff = None if mission.thermal is None else mission.thermal.cutoff
+    series: list[Series] = []
+    marks: tuple[tuple[float, str], ...] = ()
+    for node, (colour, style) in zip(nodes, itertools.cycle(_LOOKS), strict=False):
+        of = thermal.node == node
+        series.append(Series(node, thermal.t_mono[of], thermal.temperature_c[of], colour, style))
+    if cutoff is not None:
+        marks = (
+            (cutoff.off_c, f"{cutoff.node}: stop {cutoff.off_c:g} °C"),
+            (cutoff.on_c, f"{cutoff.node}: go {cutoff.on_c:g} °C"),
+        )
+    yield Panel("Temperature, modelled", "°C", tuple(series), zero=False, height=130, marks=marks)
 
 
 def _line(direction: str, since: Floats, value: Floats) -> Series:
@@ -415,6 +441,10 @@ def _event(event: Event) -> str | None:
         case "board_off":
             volts = get("verified_v")
             return "Output off" + ("" if volts is None else f", verified at {volts:.2f} V")
+        case "thermal_cutoff" | "thermal_ready":
+            told = ", ".join(f"{node} {celsius:.1f} °C" for node, celsius in get("nodes", {}).items())
+            rest = "Too hot: the work must rest" if event.kind == "thermal_cutoff" else "Cool again: the work may go on"
+            return f"{rest} (modelled: {told})"
         case "tripped":
             return f"Supply tripped: {get('cause')}"
         case "envelope_breach":

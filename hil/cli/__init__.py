@@ -14,7 +14,7 @@ from hil.errors import ExitCode, HilError
 # command -> (module, one-line help); the module has a click command of the same name.
 _COMMANDS = {
     "bench": ("hil.cli.bench", "Start, watch and stop the bench daemon."),
-    "board": ("hil.cli.board", "List boards; power, control lines, console, ssh, files."),
+    "board": ("hil.cli.board", "List and show boards; power, control lines, console, ssh, files."),
     "campaign": ("hil.cli.campaign", "Reports and verdicts of runs."),
     "demo": ("hil.cli.demo", "Fly the Star-Compute mission on the virtual bench."),
     "doctor": ("hil.cli.doctor", "Check that the bench can fly; say why not."),

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hil.cli.options import json_option, print_json
+from hil.errors import UsageError
 
 
 @click.group()
@@ -28,6 +29,10 @@ def list_(runs_dir: Path, as_json: bool) -> None:
     """Runs and their verdicts, newest first."""
     import json
 
+    if not runs_dir.is_dir():
+        raise UsageError(
+            f"no runs in {runs_dir.resolve()}: there is no such directory", hint="--runs DIR, where runs were written"
+        )
     found = []
     for directory in sorted(runs_dir.glob("*/"), reverse=True):
         file = directory / "verdict.json"
@@ -36,6 +41,8 @@ def list_(runs_dir: Path, as_json: bool) -> None:
     if as_json:
         print_json({"runs": found})
         return
+    if not found:
+        click.echo(f"no runs in {runs_dir.resolve()}")
     for row in found:
         click.echo(f"{row['verdict']:10} {row['run']}")
 

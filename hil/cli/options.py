@@ -12,7 +12,7 @@ import click
 
 import hil
 from hil.errors import UsageError
-from hil.inventory import Bench, load_bench
+from hil.inventory import Bench, load_bench, yaml_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +49,13 @@ def the_bench(bench_file: str | None) -> Bench:
         from hil.client.remote import load_remote
 
         return load_remote(bench_file)
-    return load_bench(Path(bench_file))
+    path = Path(bench_file)
+    if not path.is_file():
+        raise UsageError(
+            f"no bench file at {path.resolve()} (`--bench`, or HIL_BENCH)",
+            hint=f"{yaml_file.neighbours(path)}; the virtual bench: {os.path.relpath(VIRTUAL_BENCH)}",
+        )
+    return load_bench(path)
 
 
 def print_json(value: object) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hil.client.console import Console
 from hil.client.console_frames import upload_line
+from hil.drivers.ssh import Detached, ShellTimeout
 from hil.errors import BenchError, BoardError
 from hil.model import Completed
 
@@ -60,20 +61,11 @@ class ConsoleShell:
         return Completed(tuple(argv), done.stdout, "", done.returncode, done.duration_s)
 
     def start(self, argv: Sequence[str], timeout_s: float = 10.0) -> ConsoleProcess:
-        """Start a command in the background, in a session of its own; what it prints is kept on the board."""
+        """Start a command in the background; what it prints is kept on the board."""
         if not argv:
             raise ValueError("argv is empty")
-        base = f"/tmp/hil-{secrets.token_hex(6)}"  # noqa: S108  (on the board, with a name nobody can guess)
-        inner = f"echo $$ >{base}.pid; {shlex.join(argv)} >{base}.out 2>&1 </dev/null; echo $? >{base}.status"
-        with self._alone(timeout_s):
-            # Not every small system has `setsid`; without it the command is a child of the console's shell.
-            self._console.run(f"$(command -v setsid) sh -c {shlex.quote(inner)} >/dev/null 2>&1 &", timeout_s)
-            told = self._console.run(
-                f"n=0; until [ -s {base}.pid ] || [ $n = 50 ]; do sleep 0.1; n=$((n+1)); done; cat {base}.pid",
-                timeout_s,
-                check=True,
-            )
-        return ConsoleProcess(self, tuple(argv), base, int(told.stdout))
+        directory = f"/tmp/hil-{secrets.token_hex(6)}"  # noqa: S108  (on the board, with a name nobody can guess)
+        return ConsoleProcess(self, Detached.start(self, argv, directory, timeout_s))
 
     def boot_id(self, timeout_s: float = 10.0) -> str:
         """The kernel's id of this boot."""
@@ -146,29 +138,24 @@ class ConsoleShell:
 class ConsoleProcess:
     """A command in the background of the board; it goes on when the console is left."""
 
-    def __init__(self, shell: ConsoleShell, argv: tuple[str, ...], base: str, pid: int) -> None:
-        self._shell, self.argv, self._base, self.pid = shell, argv, base, pid
-        self._began = time.monotonic()
+    def __init__(self, shell: ConsoleShell, job: Detached) -> None:
+        self._shell, self._job, self.argv = shell, job, job.argv
 
     @property
     def running(self) -> bool:
-        return self._shell.run(["test", "-e", f"{self._base}.status"], 20.0).returncode != 0
+        return self._job.poll(self._shell) is None
 
     def wait(self, timeout_s: float) -> Completed:
-        """Its output and status; past `timeout_s` it is killed and BoardError raised."""
-        deadline = time.monotonic() + timeout_s
-        while self.running:
-            if time.monotonic() > deadline:
-                self.kill()
-                raise BoardError(f"{self._shell.name}: `{shlex.join(self.argv)}` did not end in time and was killed")
-            time.sleep(0.2)
-        status = int(self._shell.run(["cat", f"{self._base}.status"], 20.0, check=True).stdout)
-        output = self._shell.get(f"{self._base}.out").decode("utf-8", "replace")
-        return Completed(self.argv, output, "", status, time.monotonic() - self._began)
+        """Its output and status; past `timeout_s` it is killed and ShellTimeout (a BoardError) raised."""
+        try:
+            return self._job.wait(self._shell, timeout_s)
+        except ShellTimeout:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """Kill it and what it started."""
-        self._shell.run(["sh", "-c", f"kill -KILL -{self.pid} || kill -KILL {self.pid}"], 20.0)
+        self._job.kill(self._shell)
 
 
 class Forward:

@@ -25,7 +25,7 @@ def be_prompt(*, inherited: bool = False) -> str:
     return raise_share()
 
 
-def raise_share() -> str:
+def raise_share(niceness: int = -15) -> str:
     """Ask for a better share of the processor and punctual timers; returns what was granted.
 
     For what runs as long as a flight: a busy process with real-time priority starves its neighbours for up to 0.95 s
@@ -33,7 +33,7 @@ def raise_share() -> str:
     """
     _exact_timers()
     with contextlib.suppress(OSError):
-        os.nice(-15)
+        os.nice(niceness)
         return "raised"
     return "ordinary"
 

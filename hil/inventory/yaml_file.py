@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file", hint=_neighbours(path)) from None
+        raise UsageError(f"{path}: no such file", hint=neighbours(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     try:
@@ -228,9 +228,12 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _neighbours(path: Path) -> str:
+def neighbours(path: Path) -> str:
+    """What else there is where no file is found at `path`, as a hint."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either"
     names = sorted(item.name for item in path.parent.glob("*.yaml"))
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    return f"did you mean {path.parent / near[0]}?" if near else f"files there: {', '.join(names) or 'none'}"
+    if near:
+        return f"did you mean {path.parent / near[0]}?"
+    return f"YAML files in {path.parent.resolve()}: {', '.join(names) or 'none'}"

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hil.drivers.broker import die_with_parent
+from hil.drivers.prompt import raise_share
 from hil.errors import BenchError
 from hil.virtual.artefacts import (
     Progress,
@@ -286,8 +287,7 @@ class LinkBox:
             die_with_us()
             # Packets wait in it for the processor: it goes before the emulated boards that it serves. Not real time:
             # two boxes that boot at once on two cores leave nothing to their own timers, and their kernels give up.
-            with contextlib.suppress(OSError):
-                os.nice(-10)
+            raise_share(-10)
 
         self._process = subprocess.Popen(
             qemu_argv(config),

@@ -234,6 +234,10 @@ def test_the_line_is_told_and_served(lab: Lab) -> None:
         rows = json.loads(hil("lease", "list", "--json"))
         assert [row["holder"] for row in rows["waiting"]] == ["high", "low"]
         assert rows["leases"][0]["since"] < rows["leases"][0]["until"]
+        shown = json.loads(hil("board", "show", "b1", "--json"))
+        assert shown["lease"]["reason"] == "soak test"
+        assert shown["power"]["state"] == "off"
+        assert shown["wiring"]["power"][0]["channel"] == 1
         first.release()
         for thread in threads:
             thread.join(10)

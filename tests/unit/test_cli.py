@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
+import yaml
 from test_omm import PLAIN
 
 import hil.cli
+import hil.client
 from hil.errors import BenchError, BoardError, ExitCode, UsageError
+from hil.inventory import load_board_type
 from hil.mission import timeline_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +210,68 @@ def test_runs_are_listed_newest_first(tmp_path: Path, capsys: pytest.CaptureFixt
     ]  # fmt: skip
     assert run("campaign", "list", "--runs", tmp_path) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["unfinished", "fail", "pass"]
+
+
+def test_runs_that_are_not_there_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("campaign", "list", "--runs", tmp_path / "missing") == ExitCode.USAGE
+    assert f"no runs in {tmp_path}/missing: there is no such directory" in capsys.readouterr().err
+    assert run("campaign", "list", "--runs", tmp_path) == 0
+    assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    assert run("campaign", "list", "--runs", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": []}
+
+
+def test_a_bench_file_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benches = ROOT / "fixtures/benches"
+    for path, hint in (
+        (tmp_path / "lab.yaml", f"YAML files in {tmp_path}: none"),
+        (benches / "virtua.yaml", f"did you mean {benches}/virtual.yaml?"),
+        (tmp_path / "gone/lab.yaml", f"the folder {tmp_path}/gone does not exist either"),
+        (tmp_path, "; the virtual bench: "),
+    ):
+        assert run("doctor", "--bench", path) == ExitCode.USAGE
+        said = capsys.readouterr().err
+        assert f"no bench file at {path} (`--bench`, or HIL_BENCH)" in said
+        assert hint in said
+
+
+def test_a_board_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the bench file and the board type say is read from them; only the daemon is not there."""
+    content = yaml.safe_load((ROOT / "fixtures/benches/virtual.yaml").read_text())
+    content["board_types"] = str(ROOT / "boards")
+    content["boards"]["vb1"]["console"] |= {"user": "root", "password": "secret"}
+    content["boards"]["vb1"]["lines"] = {"reset": "gpio:///dev/gpiochip0?line=17"}
+    path = tmp_path / "bench.yaml"
+    path.write_text(yaml.safe_dump(content))
+    sample = {"voltage_v": 12.002, "current_a": 0.5, "power_w": 6.001}
+    state = {"state": "on", "fault": "", "power_epoch": 3, "power": sample, "link": None, "console": None}
+    leases = [{"boards": ["vb1"], "holder": "ann@lab", "until": "2026-03-20T00:00:00.000Z", "reason": "soak"}]
+    daemon = SimpleNamespace(status=lambda: {"boards": {"vb1": state}}, leases=lambda: leases)
+    monkeypatch.setattr(hil.client, "attach", lambda bench: contextlib.nullcontext(daemon))
+
+    assert run("board", "show", "vb1", "--bench", path, "--json") == 0
+    told = capsys.readouterr().out
+    shown = json.loads(told)
+    assert list(shown) == ["name", "type", "features", "wiring", "limits", "lease", "power", "link", "console"]
+    assert (shown["type"]["name"], shown["type"]["arch"]) == ("virtual-arm64", "aarch64")
+    assert shown["wiring"]["power"][0] | {"supply": "psu1", "channel": 1} == shown["wiring"]["power"][0]
+    assert (
+        shown["limits"]["main"]["voltage_max_v"]
+        == load_board_type(ROOT / "boards/virtual-arm64.yaml").supply.voltage_max_v
+    )
+    assert shown["lease"]["holder"] == "ann@lab"
+    assert shown["power"] == {"state": "on", "fault": "", "power_epoch": 3, "sample": sample}
+    assert "secret" not in told
+
+    leases.clear()
+    state |= {"fault": "did not go off", "power": None}
+    assert run("board", "show", "--bench", path) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "fed by psu1 channel 1" in lines
+    assert "lease free" in lines
+    assert "power on, fault: did not go off" in lines
+    assert "line reset: gpio:///dev/gpiochip0?line=17" in lines
+    assert run("board", "show", "vb2", "--bench", path) == ExitCode.USAGE
 
 
 def test_groups_are_listed_as_they_call_themselves() -> None:

@@ -420,18 +420,29 @@ def test_a_shell_over_the_console(far_shell: ConsoleShell, tmp_path: Path) -> No
         far_shell.put(source, str(target))
 
 
-def test_a_process_over_the_console(far_shell: ConsoleShell) -> None:
+def test_a_process_over_the_console(far_shell: ConsoleShell, tmp_path: Path) -> None:
     process = far_shell.start(["sh", "-c", "echo begun; sleep 1; echo ended; exit 3"])
     assert process.running
-    os.kill(process.pid, 0)
     done = process.wait(10)
-    assert (done.stdout, done.returncode) == ("begun\nended\n", 3)
-    endless = far_shell.start(["sleep", "1000"])
-    endless.kill()
+    assert (done.stdout, done.stderr, done.returncode) == ("begun\nended\n", "", 3)
+    endless = far_shell.start(["sh", "-c", f"echo $$ >{tmp_path}/pid; exec sleep 1000"])
     deadline = time.monotonic() + 5
-    while Path(f"/proc/{endless.pid}").exists():
+    while not (tmp_path / "pid").exists() or not (pid := (tmp_path / "pid").read_text().strip()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    endless.kill()
+    while _runs(int(pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(BoardError, match="still runs after 0 s"):
+        far_shell.start(["sleep", "1000"]).wait(0.0)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_http_over_the_console(far_shell: ConsoleShell) -> None:

@@ -99,6 +99,47 @@ def test_page_tells_everything(flown: Path) -> None:
     assert ("div", {"class": "banner pass", "role": "status"}) in parsed.tags
 
 
+def test_temperatures_are_plotted_where_the_mission_has_them(flown: Path, tmp_path: Path) -> None:
+    assert "Temperature" not in page(flown)
+    run = Path(shutil.copytree(flown, tmp_path / "run"))
+    mission = run / "mission.yaml"
+    mission.write_text(
+        mission.read_text()
+        + """
+thermal:
+  nodes: {chip: {heat_capacity_j_per_k: 20, board_share: 1}, case: {heat_capacity_j_per_k: 400}}
+  couplings: [{between: [chip, case], conductance_w_per_k: 1}]
+  cutoff: {node: chip, off_c: 61, on_c: 45}
+"""
+    )
+    line = {
+        "schema": 1,
+        "t_mono": synthetic_run.MONO + 21.0,
+        "t_wall": "2026-01-01T00:00:21.000Z",
+        "source": "synthetic",
+    }
+    with (run / "events.jsonl").open("a") as journal:
+        journal.write(json.dumps({**line, "kind": "thermal_cutoff", "nodes": {"chip": 61.2, "case": 30.0}}) + "\n")
+    rows = [
+        (synthetic_run.MONO + second, node, low + rise * min(second, 30) / 30)
+        for second in range(60)
+        for node, low, rise in (("chip", 20.0, 42.5), ("case", 20.0, 10.0))
+    ]
+    with closing(sqlite3.connect(run / "telemetry.sqlite")) as database, database:
+        database.executemany("INSERT INTO thermal (t_mono, node, temperature_c, may_run) VALUES (?, ?, ?, 1)", rows)
+    text = page(run)
+    parsed = Page(text)
+    assert "Temperature, modelled, °C" in [
+        attributes.get("aria-label") for tag, attributes in parsed.tags if tag == "svg"
+    ]
+    plotted = text.split('aria-label="Temperature, modelled, °C"')[1].split("</svg>")[0]
+    assert "chip: 20 to 62.5 °C" in plotted
+    assert "case: 20 to 30 °C" in plotted
+    assert "chip: stop 61 °C" in plotted
+    assert "chip: go 45 °C" in plotted
+    assert "Too hot: the work must rest (modelled: chip 61.2 °C, case 30.0 °C)" in parsed.text
+
+
 def rows_of(text: str, section: str) -> list[list[str]]:
     """The cells of a section's table, row by row."""
     found = text.split(f'<section aria-labelledby="{section}">')[1].split("</section>")[0]
@@ -178,7 +219,7 @@ def test_what_a_model_says_stays_text(flown: Path, tmp_path: Path) -> None:
     assert evil in parsed.text
 
 
-@pytest.mark.parametrize("table", ["power", "link", "clock", "tokens", "progress", "qdisc"])
+@pytest.mark.parametrize("table", ["power", "link", "clock", "tokens", "progress", "qdisc", "thermal"])
 def test_record_without_a_table(flown: Path, tmp_path: Path, table: str) -> None:
     run = Path(shutil.copytree(flown, tmp_path / "run"))
     with closing(sqlite3.connect(run / "telemetry.sqlite")) as database, database:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
-from hil.bench.api import LeaseBody, RecordBody, make_app
+from hil.bench.api import LeaseBody, LinkBody, RecordBody, make_app
+from hil.model import LinkState
 
 
 def post(path: str, body: bytes) -> tuple[int, str]:
@@ -24,6 +26,19 @@ def post(path: str, body: bytes) -> tuple[int, str]:
 
     answer = asyncio.run(call())
     return answer.status_code, answer.json()["error"]["message"]
+
+
+def test_a_link_state_is_the_models_own() -> None:
+    sent = {"uplink": {"delay_s": 0.15, "rate_bps": 2e6}, "downlink": {"outage": True}}
+    body = LinkBody.model_validate(sent)
+    assert (body.uplink, body.downlink) == (LinkState(delay_s=0.15, rate_bps=2e6), LinkState(outage=True))
+    for wrong, said in (
+        ({"loss": 2.0}, "LinkState.loss must be within 0..1, got 2.0"),
+        ({"dely_s": 1.0}, "dely_s"),
+        ({"delay_s": math.inf}, "finite"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            LinkBody.model_validate({"uplink": wrong, "downlink": {}})
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**40])

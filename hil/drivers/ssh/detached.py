@@ -6,9 +6,9 @@ import posixpath
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from hil.drivers.ssh.connection import ShellTimeout
-from hil.drivers.ssh.shell import Shell
 from hil.errors import BoardError
 from hil.model import Completed
 
@@ -44,6 +44,14 @@ echo 137 >"$1/status.new" && mv "$1/status.new" "$1/status"
 """
 
 
+class Commands(Protocol):
+    """A shell of the board that runs commands to their end: over SSH, or over its console."""
+
+    name: str
+
+    def run(self, argv: Sequence[str], timeout_s: float, check: bool = False) -> Completed: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Detached:
     """A handle that any later connection can use: `directory` on the board holds output and status.
@@ -56,14 +64,14 @@ class Detached:
     argv: tuple[str, ...]
 
     @classmethod
-    def start(cls, shell: Shell, argv: Sequence[str], directory: str, timeout_s: float = 20.0) -> Detached:
+    def start(cls, shell: Commands, argv: Sequence[str], directory: str, timeout_s: float = 20.0) -> Detached:
         """Start `argv` and leave it; what an earlier command left in `directory` is replaced."""
         if not posixpath.isabs(directory):
             raise ValueError("directory must be absolute")
         shell.run(["sh", "-c", _LEAD, "sh", _START, directory, *argv], timeout_s, check=True)
         return cls(directory, tuple(argv))
 
-    def poll(self, shell: Shell, timeout_s: float = 20.0) -> int | None:
+    def poll(self, shell: Commands, timeout_s: float = 20.0) -> int | None:
         """Its status if it has ended, None while it runs. Raises BoardError when it vanished: reboot, or killed."""
         done = shell.run(["sh", "-c", _POLL, "sh", self.directory], timeout_s)
         if done.returncode == 8:
@@ -72,12 +80,12 @@ class Detached:
             raise BoardError(f"{shell.name}: `{self.argv[0]}` in {self.directory} is gone without a status")
         return int(done.stdout)
 
-    def output(self, shell: Shell, timeout_s: float = 20.0) -> tuple[str, str]:
+    def output(self, shell: Commands, timeout_s: float = 20.0) -> tuple[str, str]:
         """stdout and stderr so far."""
         read = [shell.run(["cat", f"{self.directory}/{name}"], timeout_s, check=True) for name in ("stdout", "stderr")]
         return read[0].stdout, read[1].stdout
 
-    def wait(self, shell: Shell, timeout_s: float, poll_s: float = 0.2) -> Completed:
+    def wait(self, shell: Commands, timeout_s: float, poll_s: float = 0.2) -> Completed:
         """Wait for its end over this connection; it goes on when the connection or `timeout_s` ends."""
         began = time.monotonic()
         while (status := self.poll(shell)) is None:
@@ -86,6 +94,6 @@ class Detached:
             time.sleep(poll_s)
         return Completed(self.argv, *self.output(shell), status, time.monotonic() - began)
 
-    def kill(self, shell: Shell, timeout_s: float = 20.0) -> None:
+    def kill(self, shell: Commands, timeout_s: float = 20.0) -> None:
         """Kill it and what it started, status 137 then; no error when it has ended."""
         shell.run(["sh", "-c", _KILL, "sh", self.directory], timeout_s, check=True)
