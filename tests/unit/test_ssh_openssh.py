@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import random
 import shutil
@@ -12,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sshd as openssh
@@ -27,12 +30,15 @@ from hil.drivers.ssh import (
     Shell,
     ShellLost,
     ShellTimeout,
+    Upload,
     get,
+    hashing,
     host_key,
     pin,
     pinned,
     put,
 )
+from hil.drivers.ssh.sftp import RemoteFile
 from hil.drivers.ssh.transfer import Progress
 from hil.errors import BenchError, BoardError, UsageError
 from hil.inventory.bench import SshWire
@@ -301,6 +307,157 @@ def test_a_file_that_changed_meanwhile_is_not_accepted(shell: Shell, source: Pat
     with pytest.raises(BoardError, match="has SHA-256"):
         download.activate(shell, 10)
     assert not list(tmp_path.glob("here*"))
+
+
+def test_a_file_that_grows_is_got_as_long_as_it_was(shell: Shell, source: Path, tmp_path: Path) -> None:
+    """The board hashed all of it meanwhile, more than what was asked for."""
+    content = source.read_bytes()
+    download = Download(str(source), tmp_path / "here")
+    download.run(shell, stall_s=5)
+    with source.open("ab") as stream:
+        stream.write(b"a further line")
+    download.activate(shell, 10, hashlib.sha256(source.read_bytes()).hexdigest())
+    assert (tmp_path / "here").read_bytes() == content
+
+
+def test_what_an_earlier_contact_left_here_is_hashed_again(shell: Shell, source: Path, tmp_path: Path) -> None:
+    download, stop = Download(str(source), tmp_path / "here", window_bytes=200_000), threading.Event()
+    download.run(shell, stall_s=5, stop=stop, on_progress=lambda offset: stop.set())
+    with download.part.open("r+b") as part:
+        part.write(b"damaged")
+    assert download.run(shell, stall_s=5).complete
+    with pytest.raises(BoardError, match="has SHA-256"):
+        download.activate(shell, 10, hashlib.sha256(source.read_bytes()).hexdigest())
+    assert not list(tmp_path.glob("here*"))
+
+
+def test_no_room_here_is_not_the_boards_fault(
+    shell: Shell, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if offset > 1_000_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:50_000], offset)  # as a disk that is nearly full takes what it has room for
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(BenchError, match=r"here\.part: No space left on device"):
+        get(shell, str(source), tmp_path / "here")
+    part = (tmp_path / "here.part").read_bytes()
+    assert 900_000 < len(part) < 1_200_000
+    assert part == source.read_bytes()[: len(part)]
+
+
+TOOLS = ("cat", "dd", "head", "mv", "sh", "sha256sum", "sync")
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A directory with what a small board has: no openssl."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for tool in TOOLS:
+        (directory / tool).symlink_to(shutil.which(tool) or "")
+    return directory
+
+
+def script(directory: Path, name: str, text: str) -> None:
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).write_text(f"#!/bin/sh\n{text}\n")
+    (directory / name).chmod(0o755)
+
+
+def land(tools: Path, part: Path, lines: str) -> subprocess.CompletedProcess[str]:
+    """The board's end of an upload, told `lines`."""
+    return subprocess.run(
+        ["/bin/sh", "-c", hashing._LAND, "sh", str(part), str(part.with_suffix(""))],
+        input=lines,
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("openssl", ["none", "broken", "real"])
+def test_a_board_hashes_with_what_it_has(tools: Path, tmp_path: Path, source: Path, openssl: str) -> None:
+    if openssl == "broken":
+        script(tools, "openssl", "exit 1")
+    elif openssl == "real":
+        (tools / "openssl").symlink_to(shutil.which("openssl") or "")
+    content = source.read_bytes()
+    part = tmp_path / "target.part"
+    part.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    for argv, expected in (
+        ([hashing._HASH_HEAD, "sh", "1000001", str(part)], hashlib.sha256(content[:1_000_001]).hexdigest()),
+        ([hashing._HASH_WHOLE, "sh", str(part)], digest),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", *argv], env={"PATH": str(tools)}, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split(" ")[0].strip() == expected
+    done = land(tools, part, f"0 1\n1 2\n0 0\n{digest}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "target").read_bytes() == content
+    assert not part.exists()
+
+
+def test_nothing_lands_but_what_was_meant_to(tools: Path, tmp_path: Path, source: Path) -> None:
+    content = source.read_bytes()
+    part, target = tmp_path / "target.part", tmp_path / "target"
+    digest = hashlib.sha256(content).hexdigest()
+    part.write_bytes(content[:-1] + b"!")
+    done = land(tools, part, f"0 3\n0 0\n{digest}\n")
+    assert (done.returncode, done.stdout.strip()) == (9, hashlib.sha256(part.read_bytes()).hexdigest())
+    part.write_bytes(content)
+    for cut_off in ("", "0 1\n", "0 3\n", "0 3\n0 0\n", f"0 3\n0 0\n{digest[:20]}"):
+        assert land(tools, part, cut_off).returncode != 0
+    assert land(tools, part, f"0 1\n1 1\n0 0\n{digest}\n").returncode == 9  # a block was left out
+    script(tools, "sync", "exit 1")  # a disk that failed: told once, perhaps to the sync beside the upload
+    assert land(tools, part, f"0 3\n0 0\n{digest}\n").returncode != 0
+    assert part.read_bytes() == content
+    assert not target.exists()
+
+
+def test_an_upload_that_is_damaged_on_its_way_is_not_put_in_place(
+    shell: Shell, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, stream = source.read_bytes(), Upload._stream
+
+    def damaging(upload: Upload, remote: RemoteFile, *rest: Any) -> None:
+        write = remote.write
+        monkeypatch.setattr(remote, "write", lambda offset, data: write(offset, data if offset else b"!" + data[1:]))
+        stream(upload, remote, *rest)
+
+    monkeypatch.setattr(Upload, "_stream", damaging)
+    (tmp_path / "target").write_bytes(b"what was there before")
+    with pytest.raises(BoardError, match=rf"target\.part has SHA-256 .* not {hashlib.sha256(content).hexdigest()}"):
+        put(shell, source, str(tmp_path / "target"))
+    assert (tmp_path / "target").read_bytes() == b"what was there before"
+    monkeypatch.undo()
+    assert put(shell, source, str(tmp_path / "target")).start_offset == 0  # the damage is found by hash
+    assert (tmp_path / "target").read_bytes() == content
+
+
+def test_a_put_that_fails_leaves_nothing_running(shell: Shell, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(SftpError, match="No such file"):
+        put(shell, source, str(tmp_path / "nowhere" / "target"))
+    with pytest.raises(SftpError, match="No such file"):
+        get(shell, str(tmp_path / "nowhere"), tmp_path / "here")
+    deadline = time.monotonic() + 5
+    while any(str(tmp_path / "nowhere").encode() in words for words in _command_lines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert put(shell, source, str(tmp_path / "target")).complete
+
+
+def _command_lines() -> Iterator[bytes]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield (process / "cmdline").read_bytes()
 
 
 def test_a_download_of_nothing_says_so(shell: Shell, tmp_path: Path) -> None:

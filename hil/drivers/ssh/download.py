@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hil.drivers.ssh.hashing import board_sha256, hashed_beside, local_sha256
 from hil.drivers.ssh.sftp import RemoteFile
 from hil.drivers.ssh.shell import Shell
-from hil.drivers.ssh.transfer import Attempt, Progress, board_sha256, local_sha256, sftp_channel, watched
-from hil.errors import BoardError
+from hil.drivers.ssh.transfer import Attempt, Progress, sftp_channel, watched
+from hil.errors import BenchError, BoardError
 
 
 def get(
@@ -19,11 +21,13 @@ def get(
 ) -> Attempt:
     """Copy a file from the board: to `<target>.part`, resumed if a part is there, then hashed and moved into place.
 
-    Needs `head`, `sha256sum` and an SFTP server on the board. Raises as `Download.run` and `Download.activate`.
+    Both ends hash while the file is on its way. Needs `head`, `sha256sum` and an SFTP server on the board. Raises as
+    `Download.run` and `Download.activate`.
     """
     download = Download(source, target)
-    attempt = download.run(shell, stall_s=stall_s, on_progress=on_progress)
-    download.activate(shell, stall_s)
+    with hashed_beside(shell, source, stall_s) as there:
+        attempt = download.run(shell, stall_s=stall_s, on_progress=on_progress)
+        download.activate(shell, stall_s, there(download.total))
     return attempt
 
 
@@ -41,6 +45,8 @@ class Download:
         self._window, self._read = window_bytes, read_bytes
         self._believed = False
         self._asked_to = 0
+        self._digest = hashlib.sha256()
+        self._hashed = 0  # leading bytes of the part that went into the digest as they arrived
 
     @property
     def complete(self) -> bool:
@@ -68,6 +74,7 @@ class Download:
                 remote = RemoteFile(channel, self.source, stall_s, write=False)
                 self.total = remote.size()
             start = self._verified(shell, stall_s)
+            self._digest, self._hashed = hashlib.sha256(), 0
             progress.offset = progress.sent_to = start
             descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -84,13 +91,16 @@ class Download:
                 self._asked_to = max(self._asked_to, progress.sent_to)
         return self.attempts[-1]
 
-    def activate(self, shell: Shell, timeout_s: float) -> None:
+    def activate(self, shell: Shell, timeout_s: float, there: str = "") -> None:
         """Compare SHA-256 with the board's file and only then put the local one in place.
 
-        Raises BoardError when they differ: the file changed meanwhile. The part is removed then.
+        `there`: what the board hashed the whole file to during the download; when it is not what arrived, because the
+        file grew perhaps, the board hashes anew as much as was asked for. Raises BoardError when they differ: the file
+        changed meanwhile. The part is removed then.
         """
-        found = local_sha256(self.part, self.total)
-        there = board_sha256(shell, self.source, self.total, timeout_s)
+        found = self._digest.hexdigest() if self._hashed == self.total else local_sha256(self.part, self.total)
+        if found != there:
+            there = board_sha256(shell, self.source, self.total, timeout_s)
         if found != there:
             self.part.unlink()
             self._believed = False
@@ -104,6 +114,20 @@ class Download:
             return size
         good = local_sha256(self.part, size) == board_sha256(shell, self.source, size, stall_s)
         return size if good else 0
+
+    def _keep(self, descriptor: int, offset: int, data: bytes) -> None:
+        """Write what arrived, and hash it if it comes next; what came otherwise is hashed when it is complete."""
+        try:
+            written = os.pwrite(descriptor, data, offset)
+            while written < len(data):
+                written += os.pwrite(descriptor, data[written:], offset + written)
+        except OSError as error:
+            raise BenchError(
+                f"{self.part}: {error.strerror}", hint="make room there, or take another target"
+            ) from error
+        if offset == self._hashed:
+            self._digest.update(data)
+            self._hashed += len(data)
 
     def _stream(
         self,
@@ -128,7 +152,7 @@ class Download:
                 offset, length = pending.pop(number)
                 if not data:
                     raise BoardError(f"{self.source} ended at {offset} of {self.total} bytes: it was cut meanwhile")
-                os.pwrite(descriptor, data, offset)
+                self._keep(descriptor, offset, data)
                 landed[offset] = offset + len(data)
                 if len(data) < length:  # the server may answer short
                     rest = (offset + len(data), length - len(data))

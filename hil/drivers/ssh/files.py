@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hil.drivers.ssh.hashing import Landing, board_sha256, local_sha256
 from hil.drivers.ssh.sftp import RemoteFile, SftpError
 from hil.drivers.ssh.shell import Shell
-from hil.drivers.ssh.transfer import Attempt, Progress, board_sha256, local_sha256, sftp_channel, watched
-from hil.errors import BoardError
+from hil.drivers.ssh.transfer import Attempt, Progress, sftp_channel, watched
 
 
 def put(
@@ -20,11 +19,21 @@ def put(
 ) -> Attempt:
     """Copy a file to the board: to `<target>.part`, resumed if a part is there, hashed there, then moved into place.
 
-    Needs `head`, `sha256sum` and an SFTP server on the board, no Python. Raises as `Upload.run` and `Upload.activate`.
+    Both ends hash while the file is on its way, and the board writes it to disk. Needs `head`, `dd`, `sha256sum` and an
+    SFTP server on the board, no Python. Raises as `Upload.run` and `Upload.activate`.
     """
-    upload = Upload(source, target, onboard=None, window_bytes=4 << 20)
-    attempt = upload.run(shell, stall_s=stall_s, on_progress=on_progress)
-    upload.activate(shell, stall_s)
+    # The landing syncs as it goes; the server, which cannot write meanwhile, only at the end.
+    upload = Upload(source, target, onboard=None, window_bytes=4 << 20, sync_bytes=1 << 60)
+    with ThreadPoolExecutor(1) as beside, Landing.beside(shell, upload.part, target, stall_s) as landing:
+        sha256 = beside.submit(lambda: upload.sha256)
+
+        def progress(offset: int) -> None:
+            landing.reached(offset, stall_s)
+            if on_progress:
+                on_progress(offset)
+
+        attempt = upload.run(shell, stall_s=stall_s, on_progress=progress)
+        landing.finish(upload.total, sha256.result(), stall_s)
     return attempt
 
 
@@ -47,7 +56,7 @@ class Upload:
         chunk_bytes: int = 1 << 20,
         window_bytes: int = 512 << 10,
         write_bytes: int = 32000,  # with its header it fits one 32 KiB channel packet
-        sync_bytes: int = 4 << 20,  # a power cut costs about this much, where the server can sync
+        sync_bytes: int = 4 << 20,  # a power cut costs about this much, where the server can sync; the end is synced
     ) -> None:
         self.source, self.target, self.part = source, target, f"{target}.part"
         self.total = source.stat().st_size
@@ -63,8 +72,7 @@ class Upload:
     def sha256(self) -> str:
         """Hex digest of the source file (read once)."""
         if not self._sha256:
-            with self.source.open("rb") as stream:
-                self._sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            self._sha256 = local_sha256(self.source, self.total)
         return self._sha256
 
     @property
@@ -120,11 +128,8 @@ class Upload:
             argv = [*self._onboard, "activate", self.part, self.target, self.sha256]
             shell.run(argv, timeout_s, check=True)
             return
-        found = board_sha256(shell, self.part, self.total, timeout_s)
-        if found != self.sha256:
-            raise BoardError(f"{shell.name}: {self.part} has SHA-256 {found}, not {self.sha256} as {self.source}")
-        shell.run(["sync", self.part], timeout_s)  # busybox may not know the file name: then the rename is not durable
-        shell.run(["mv", "-f", self.part, self.target], timeout_s, check=True)
+        with Landing.beside(shell, self.part, self.target, timeout_s) as landing:
+            landing.finish(self.total, self.sha256, timeout_s)
 
     def _stream(
         self, remote: RemoteFile, progress: Progress, stop: threading.Event, on_progress: Callable[[int], None] | None
@@ -141,7 +146,7 @@ class Upload:
                     at, progress.sent_to = progress.sent_to, progress.sent_to + len(data)
                     pending[remote.write(at, data)] = progress.sent_to
                     unsynced += len(data)
-                    if unsynced >= self._sync and remote.can_sync:
+                    if (unsynced >= self._sync or progress.sent_to == self.total) and remote.can_sync:
                         pending[remote.sync()], unsynced = progress.sent_to, 0
                     if stop.is_set():
                         return

@@ -1,14 +1,12 @@
-"""What uploads and downloads share: where an attempt stands, who aborts it when nothing moves, and file hashes."""
+"""What uploads and downloads share: where an attempt stands and who aborts it when nothing moves."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hil.drivers.ssh.connection import ShellLost, ShellTimeout
@@ -17,11 +15,6 @@ from hil.errors import BoardError
 
 if TYPE_CHECKING:
     import paramiko
-
-# Digest of the first N bytes of a file, by what every POSIX board has.
-_HASH_HEAD = 'head -c "$1" <"$2" | sha256sum'
-# Hashing is quick beside the link, but an emulated board reads its disk slowly.
-_HASH_BYTES_PER_S = 5e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +92,3 @@ def watched(shell: Shell, progress: Progress, stop: threading.Event, stall_s: fl
     finally:
         done.set()
         watcher.join()
-
-
-def local_sha256(path: Path, length: int) -> str:
-    """Hex digest of the first `length` bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while length > 0 and (data := stream.read(min(length, 1 << 20))):
-            digest.update(data)
-            length -= len(data)
-    return digest.hexdigest()
-
-
-def board_sha256(shell: Shell, path: str, length: int, timeout_s: float) -> str:
-    """Hex digest of the first `length` bytes of a file on the board; needs `head` and `sha256sum` there."""
-    argv = ["sh", "-c", _HASH_HEAD, "sh", str(length), path]
-    return shell.run(argv, timeout_s + length / _HASH_BYTES_PER_S, check=True).stdout.split(" ")[0].strip()
