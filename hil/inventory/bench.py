@@ -232,9 +232,11 @@ class VirtualLinkBox(Strict):
 
 
 class VirtualBoardWire(Strict):
-    """An emulated board and the supply channel it hangs on."""
+    """An emulated board. It hangs on all channels of its `power:` and runs while every one feeds it."""
 
-    channel: int = Field(ge=1)
+    channel: int | None = Field(
+        default=None, ge=1, description="hang it on this channel of its `power:` alone; the others carry nothing"
+    )
     memory_mib: int = Field(default=1024, ge=256)
     cpus: int = Field(default=2, ge=1)
 

@@ -1,4 +1,4 @@
-"""The virtual board: QEMU's `virt` machine behind a supply channel; output on starts it, output off kills it.
+"""The virtual board: QEMU's `virt` machine behind supply channels; outputs on start it, any output off kills it.
 
 Its power demand is the CPU time its process really used, mapped through the board type's idle and full-load watts:
 modelled, and labelled so, but it rises when the board works and only then.
@@ -20,7 +20,6 @@ from hil.drivers.broker import die_with_parent
 from hil.errors import BenchError
 from hil.virtual.artefacts import disk_errors, find_tool, require_tools, run_tool
 from hil.virtual.images import MGMT_MAC_PREFIX, PAYLOAD_MAC_PREFIX, uboot_environment, write_environment_flash
-from hil.virtual.supply.loads import INPUT_CAPACITANCE_F
 
 STANDBY_W = 0.5
 """Drawn by a board whose output is on but which shut itself down."""
@@ -51,8 +50,6 @@ class BoardConfig:
     idle_w: float = 5.0
     full_w: float = 15.0
     full_cpu_cores: float = 1.0
-    undervoltage_lockout_v: float = 8.5
-    input_capacitance_f: float = INPUT_CAPACITANCE_F
 
     @property
     def disk(self) -> Path:
@@ -148,12 +145,11 @@ def qemu_argv(config: BoardConfig, bench: str) -> list[str]:
 
 
 class VirtualBoard:
-    """A `Load` of the virtual supply. Use it from the main thread: QEMU is told to die with the thread it starts in."""
+    """What the inputs of a board feed (`hil.virtual.inputs`). Use it from the main thread: QEMU is told to die with the
+    thread it starts in."""
 
     def __init__(self, config: BoardConfig, bench: str, changed: Callable[[str], None] = lambda _: None) -> None:
         self.config = config
-        self.undervoltage_lockout_v = config.undervoltage_lockout_v
-        self.input_capacitance_f = config.input_capacitance_f
         self.power_on_count = 0
         self._bench = bench
         self._changed = changed
@@ -164,7 +160,7 @@ class VirtualBoard:
 
     @property
     def powered(self) -> bool:
-        """Whether the supply feeds the board."""
+        """Whether the supply feeds the board, over all its inputs."""
         return self._powered
 
     @property

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hil import paths
 from hil.errors import UsageError
-from hil.inventory.bench import Bench, VirtualSupply
+from hil.inventory.bench import Bench, VirtualBoardWire, VirtualSupply
 from hil.inventory.bench_link import NetemSshWire, UserSpaceWire
+from hil.virtual.inputs import InputWire
 from hil.virtual.supervisor import BoardWire, VirtualBench
 from hil.virtual.supply import supply_model
 
@@ -77,8 +78,8 @@ def _supply(bench: Bench, virtual: VirtualSupply) -> tuple[str, int | None, Path
     name = virtual.model or wire.dialect
     channels = supply_model(name).channels
     for board_name, board in bench.file.boards.items():
-        needed_v = bench.types[board.type].supply.voltage_nominal_v
-        for channel in (feed.channel for feed in board.power if feed.supply == virtual.supply):
+        for feed in (feed for feed in board.power if feed.supply == virtual.supply):
+            channel, needed_v = feed.channel, bench.types[board.type].limits(feed.rail).voltage_nominal_v
             if channel not in channels:
                 raise UsageError(f"{bench.path}: a virtual {name} has no channel {channel}")
             if channels[channel].max_v < needed_v:
@@ -101,20 +102,41 @@ def _wire(bench: Bench, name: str) -> BoardWire:
         raise UsageError(f"board type {board.type} has no `modelled_power`: it cannot be played by `hil virtual`")
     if board.mgmt is None or board.mgmt.address != "127.0.0.1":
         raise UsageError(f"{bench.path}: virtual board {name} needs `mgmt:` at 127.0.0.1")
-    if wire.channel not in {feed.channel for feed in board.power}:
-        raise UsageError(
-            f"{bench.path}: `virtual.boards.{name}.channel` is {wire.channel}, but the board's `power:` names "
-            f"{', '.join(str(feed.channel) for feed in board.power)}"
-        )
     return BoardWire(
         name=name,
-        channel=wire.channel,
+        inputs=_inputs(bench, name, wire),
         mgmt_port=board.mgmt.port,
         memory_mib=wire.memory_mib,
         cpus=wire.cpus,
         idle_w=modelled.idle_w,
         full_w=modelled.full_w,
         full_cpu_cores=modelled.full_cpu_cores,
-        undervoltage_lockout_v=bench.types[board.type].supply.undervoltage_lockout_v,
         payload_address=board.payload.address if board.payload is not None else "",
+    )
+
+
+def _inputs(bench: Bench, name: str, wire: VirtualBoardWire) -> tuple[InputWire, ...]:
+    """The board's inputs: one for each of its channels, or the one that is named. What it draws is spread over them by
+    the `power_max_w` of their envelopes: modelled."""
+    board = bench.file.boards[name]
+    board_type = bench.types[board.type]
+    feeds = [feed for feed in board.power if wire.channel in (None, feed.channel)]
+    if not feeds:
+        raise UsageError(
+            f"{bench.path}: `virtual.boards.{name}.channel` is {wire.channel}, but the board's `power:` names "
+            f"{', '.join(str(feed.channel) for feed in board.power)}"
+        )
+    played = bench.file.virtual.supply.supply if bench.file.virtual is not None else ""
+    for feed in feeds:
+        if feed.supply != played:
+            raise UsageError(
+                f"{bench.path}: channel {feed.channel} of {feed.supply} feeds {name}, but `hil virtual` plays {played} "
+                "alone",
+                hint="wire the virtual board to channels of one supply",
+            )
+    limits = [board_type.limits(feed.rail) for feed in feeds]
+    whole_w = sum(limit.power_max_w for limit in limits)
+    return tuple(
+        InputWire(feed.channel, limit.undervoltage_lockout_v, limit.power_max_w / whole_w)
+        for feed, limit in zip(feeds, limits, strict=True)
     )

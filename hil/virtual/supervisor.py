@@ -33,10 +33,11 @@ from hil.virtual.board import BoardConfig, VirtualBoard, payload_mac, prepare
 from hil.virtual.console import ConsoleRelay
 from hil.virtual.hub import Hub
 from hil.virtual.images import build_board_disk, build_uboot_flash
+from hil.virtual.inputs import InputWire, power_inputs
 from hil.virtual.linkbox import QEMU as LINKBOX_QEMU
 from hil.virtual.linkbox import LinkBox, LinkBoxConfig
 from hil.virtual.linkbox import ensure_image as ensure_linkbox_image
-from hil.virtual.supply import VirtualSupply
+from hil.virtual.supply import Load, VirtualSupply
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
@@ -49,7 +50,7 @@ class BoardWire:
     """One emulated board of the bench file: what feeds it, where it is reached, how it draws power."""
 
     name: str
-    channel: int
+    inputs: tuple[InputWire, ...]
     mgmt_port: int
     payload_address: str = "10.42.0.2"
     memory_mib: int = 1024
@@ -57,7 +58,6 @@ class BoardWire:
     idle_w: float = 5.0
     full_w: float = 15.0
     full_cpu_cores: float = 1.0
-    undervoltage_lockout_v: float = 8.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,10 @@ class VirtualBench:
         raw = json.loads(text)
         for key in ("cache", "state", "runtime", "broker", "supply_tty", "userspace_link", "userspace_log"):
             raw[key] = Path(raw[key]) if raw[key] is not None else None
-        raw["boards"] = tuple(BoardWire(**board) for board in raw["boards"])
+        raw["boards"] = tuple(
+            BoardWire(**board | {"inputs": tuple(InputWire(**wire) for wire in board["inputs"])})
+            for board in raw["boards"]
+        )
         return VirtualBench(**raw)
 
     def ports(self) -> dict[int, str]:
@@ -446,7 +449,10 @@ async def _serve(parts: _Parts, ready: TextIO) -> None:
             hub = Hub(_inner_socket(bench), {w.name: bench.runtime / f"{w.name}.payload.sock" for w in bench.boards})
             stack.push_async_callback(hub.stop)
             await hub.start()
-        supply = VirtualSupply(bench.supply_model, {wire.channel: parts.boards[wire.name] for wire in bench.boards})
+        loads: dict[int, Load] = {}
+        for wire in bench.boards:
+            loads |= power_inputs(parts.boards[wire.name], wire.inputs)
+        supply = VirtualSupply(bench.supply_model, loads)
         stack.push_async_callback(supply.stop)
         if bench.supply_port is None:
             await supply.start_serial(bench.supply_tty)
@@ -479,7 +485,6 @@ def _board_config(bench: VirtualBench, wire: BoardWire, master: Path, flash: Pat
         idle_w=wire.idle_w,
         full_w=wire.full_w,
         full_cpu_cores=wire.full_cpu_cores,
-        undervoltage_lockout_v=wire.undervoltage_lockout_v,
     )
 
 

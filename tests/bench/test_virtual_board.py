@@ -21,6 +21,7 @@ from benches import free_ports
 from hil.drivers import broker
 from hil.paths import cache_dir, runtime_dir
 from hil.virtual import supervisor
+from hil.virtual.inputs import InputWire
 from hil.virtual.supervisor import BoardWire, VirtualBench
 
 pytestmark = pytest.mark.xdist_group("boards")
@@ -107,7 +108,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     state = tmp_path_factory.mktemp("vboard")
     supply, box, mgmt = free_ports(3)
     runtime = runtime_dir(f"vboard-{os.getpid()}")
-    boards = (BoardWire("vb1", 1, mgmt, payload_address=ADDRESS),)
+    boards = (BoardWire("vb1", (InputWire(1),), mgmt, payload_address=ADDRESS),)
     bench = VirtualBench("vboard", cache_dir(), state, runtime, boards, supply_port=supply, linkbox_mgmt_port=box)
     supervisor.up(bench)
     console = os.open(runtime / "vb1.console", os.O_RDWR | os.O_NOCTTY)

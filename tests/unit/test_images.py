@@ -17,6 +17,7 @@ import pytest
 from hil.errors import BenchError, UsageError
 from hil.virtual import artefacts, images
 from hil.virtual.board import BoardConfig, VirtualBoard, payload_mac, prepare, process_cpu_s, qemu_argv
+from hil.virtual.inputs import InputWire
 from hil.virtual.supervisor import BoardWire, VirtualBench, status, up
 
 
@@ -293,7 +294,7 @@ def test_cpu_clock_counts_this_process() -> None:
 
 
 def virtual_bench(tmp_path: Path, port: int) -> VirtualBench:
-    boards = (BoardWire("vb1", 1, 15022),)
+    boards = (BoardWire("vb1", (InputWire(1), InputWire(2, 4.0, 0.2)), 15022),)
     return VirtualBench("t", tmp_path, tmp_path, tmp_path, boards, supply_port=port, broker=tmp_path / "b.sock")
 
 
