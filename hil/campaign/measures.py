@@ -62,7 +62,8 @@ def _upload_windows_cut(record: Record) -> Measured:
 def _upload_resent(record: Record) -> Measured:
     windows = events_of(record, "upload_window")
     events_of(record, "upload_done")
-    resent = [_resent(before, after) for before, after in pairwise(windows) if before["cut_by_los"]]
+    pairs = [pair for pair in pairwise(windows) if pair[0]["cut_by_los"] and not pair[1].get("after_reboot")]
+    resent = [_resent(before, after) for before, after in pairs]
     if not resent:
         raise NoEvidence("no upload was cut by loss of signal and resumed")
     return Measured(max(resent), f"bytes sent beyond where the next contact resumed, cuts: {len(resent)}")

@@ -104,6 +104,12 @@ def _of_all(name: str, lack: str) -> Callable[[Record], Measured]:
     return of
 
 
+def _reboots(record: Record) -> Measured:
+    windows, reboots = events_of(record, "upload_window"), record.of("upload_rebooted")
+    how = "; ".join(f"{event['cause']}: {event['goes_on']}" for event in reboots) or "none"
+    return Measured(float(len(reboots)), how, tuple(derive.event_span(event) for event in windows))
+
+
 _NO_STATE = "no applied uplink state in telemetry.sqlite for an upload window, or it was never open"
 MEASURES = (
     Measure(
@@ -124,6 +130,7 @@ MEASURES = (
         "Packets that went out again: TCP segments under SFTP, file data PDUs of CFDP.",
         _of_all("retransmissions", "an upload window does not say what was retransmitted"),
     ),
+    Measure("upload.reboots", "reboots", "Reboots of the board that an upload went on after.", _reboots),
     Measure(
         "upload.goodput_bps",
         "bit/s",

@@ -185,7 +185,22 @@ def _uploads(record: Record) -> str:
         '</div><p class="soft small">On the wire: all that the ground put on the payload link in these contacts, with '
         "headers, handshakes and repetitions. Sent again: bytes of the file, from where SFTP resumed or what CFDP was "
         "asked for. Retransmitted: TCP segments under SFTP, file data PDUs of CFDP. Goodput: acknowledged file bits a "
-        "second of open contact in mission time, and as a share of what the applied rate could carry.</p></section>"
+        "second of open contact in mission time, and as a share of what the applied rate could carry."
+        f"{_upload_reboots(record)}</p></section>"
+    )
+
+
+def _upload_reboots(record: Record) -> str:
+    """What reboots of the board in uploads cost, when there were any."""
+    reboots = record.of("upload_rebooted")
+    if not reboots:
+        return ""
+    windows = [event for event in record.of("upload_window") if event.get("after_reboot")]
+    lost, again = (sum(int(event[name]) for event in windows) for name in ("bytes_lost", "bytes_resent"))
+    how = "; ".join(f"{event['protocol']}, {event['cause']}: {event['goes_on']}" for event in reboots)
+    return _text(
+        f" Reboots of the board in uploads: {len(reboots)} ({how}). It lost {lost / 1e3:.1f} kB that it had confirmed; "
+        f"{again / 1e3:.1f} kB were sent again in the contacts after."
     )
 
 
@@ -422,8 +437,11 @@ def _event(event: Event) -> str | None:
         case "boot":
             return f"Booted ({get('cause')}): login {_s(get('login_s'))} after power on"
         case "upload_window":
-            ending = "cut by loss of signal" if get("cut_by_los") else "file complete"
+            whole = "file complete" if get("complete", True) else "ended before loss of signal"
+            ending = "cut by loss of signal" if get("cut_by_los") else whole
             return f"Upload over {get('station')}: {get('bytes_acked_end', 0) / 1e6:.1f} MB on board, {ending}"
+        case "upload_rebooted":
+            return f"The board was rebooted in the upload ({get('cause')}); it goes on: {get('goes_on')}"
         case "activated":
             return "Whole-file SHA-256 agrees: model activated"
         case "activation_refused":

@@ -8,25 +8,28 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
 from hil.campaign import steps
 from hil.campaign.flying import Flying
+from hil.campaign.reboots import Reboots
 from hil.client.console_shell import ConsoleShell
 from hil.drivers import broker, cfdp
 from hil.drivers.cfdp import CfdpUpload
 from hil.drivers.ssh import Detached, Shell, ShellLost, ShellTimeout, Upload
-from hil.errors import BoardError, HilError, UsageError
+from hil.errors import BenchError, BoardError, HilError, UsageError
+from hil.inference import onboard
 from hil.inventory.mission_steps import UploadStep
+from hil.mission.passes import Contact
 
 # Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
 AFTER_LOS_S = 0.3
 # CFDP sends at this share of the link's rate: the queue in front of it stays short.
 SENDER_SHARE = 0.98
 # Wall seconds of contact without a word from the CFDP receiver after which it is taken not to be there; a slow board
-# says nothing while it puts a whole model on its disk and takes its CRC.
+# says nothing while it puts a whole model on its disk and takes its CRC. Sending ends after as long without a word.
 SILENCE_S = 20.0
 # Wall seconds after which CFDP asks again, beside the round trip: a slow board takes a while to answer.
 ASK_AGAIN_S = 2.0
@@ -78,7 +81,15 @@ class Carrier(Protocol):
         ...
 
     def send(self, window: Window) -> Moved | None:
-        """Send until done or `window.stop`; None when there was no contact. Raises BoardError when it failed before."""
+        """Send until done, `window.stop`, or a failure that `failed` tells of; None when there was no contact."""
+        ...
+
+    def failed(self) -> HilError | None:
+        """Why the last contact ended before loss of signal; asked when the board did not go through a reboot."""
+        ...
+
+    def resume(self) -> str:
+        """The board is up again after a reboot: prepare the next contact. Returns how the protocol goes on there."""
         ...
 
     def hang_up(self) -> None:
@@ -98,7 +109,7 @@ def upload(flying: Flying, step: UploadStep) -> None:
     carrier: Carrier = Cfdp(flying) if step.protocol == "cfdp" else Sftp(flying, step)
     with contextlib.closing(carrier):
         preloaded = carrier.start()
-        moved = _fly_contacts(flying, step, carrier, preloaded)
+        moved, reboots = _fly_contacts(flying, step, carrier, preloaded)
     argv = steps.onboard_argv(flying, "activate", carrier.part, steps.model_path(flying), model.sha256)
     result = flying.board.shell.run(argv, timeout_s=120)
     ok = result.returncode == 0
@@ -110,6 +121,7 @@ def upload(flying: Flying, step: UploadStep) -> None:
         preloaded=preloaded,
         bytes_sent=sum(item.bytes_sent for item in moved),
         resent_bytes_max_per_cut=max((item.bytes_resent for item in moved), default=0),
+        reboots=reboots,
         sha256_ok=ok,
     )
     if not ok:
@@ -119,44 +131,92 @@ def upload(flying: Flying, step: UploadStep) -> None:
     flying.event("activated", sha256=model.sha256)
 
 
-def _fly_contacts(flying: Flying, step: UploadStep, carrier: Carrier, offset: int) -> list[Moved]:
-    """One contact after the other until the file is on board; `offset` bytes are there already."""
+def _fly_contacts(flying: Flying, step: UploadStep, carrier: Carrier, offset: int) -> tuple[list[Moved], int]:
+    """One contact after the other until the file is on board, through reboots; `offset` bytes are there already.
+
+    Returns what each contact moved and how often the board went through a reboot.
+    """
     before = flying.flight.state()["upload_bytes"]  # what an earlier upload step brought
     found: list[Moved] = []
+    reboots = Reboots(flying, step.clock_rate)
+    contact: Contact | None = None
+    after_reboot, count = False, 0
     while not carrier.complete:
         if len(found) == step.max_contacts:
             raise BoardError(
                 f"board {flying.board_name}: {offset} of {carrier.total} bytes after {len(found)} contacts",
                 hint="max_contacts in the mission's upload step bounds the windows",
             )
-        found.append(_fly_contact(flying, step, carrier, offset, before, len(found) + 1))
+        found.append(_fly_contact(flying, step, carrier, _Use(offset, before, len(found) + 1, contact, after_reboot)))
         offset = found[-1].bytes_acked_end
-    return found
+        cause = reboots.since()
+        if cause is None and (failure := carrier.failed()) is not None:
+            raise failure
+        after_reboot = cause is not None or (after_reboot and found[-1].bytes_sent == 0)
+        if cause is not None:
+            count += 1
+            goes_on = carrier.resume()
+            told = {"protocol": step.protocol, "cause": cause, "goes_on": goes_on}
+            flying.event("upload_rebooted", **told, number=count, bytes_acked=offset)
+            flying.say(f"  the board went through a reboot ({cause}) and is back: {goes_on}")
+        contact = _rest_of_contact(flying)
+    return found, count
 
 
-def _fly_contact(flying: Flying, step: UploadStep, carrier: Carrier, offset: int, before: float, number: int) -> Moved:
-    """Fly to the next contact, use it, and write down what it moved."""
-    contact = steps.next_contact(flying)
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """One window: `offset` bytes are confirmed, `before` of earlier steps; `contact` that runs already, or the next."""
+
+    offset: int
+    before: float
+    number: int
+    contact: Contact | None
+    after_reboot: bool
+
+
+def _rest_of_contact(flying: Flying) -> Contact | None:
+    """The contact that runs now, when enough of it is left to go on in: a window may end before loss of signal."""
+    now_s = flying.flight.state()["t_mission"]
+    contact = flying.timeline.contact_at(now_s)
+    if contact is None or (up := flying.timeline.opening(contact)) is None:
+        return None
+    return contact if up.end_s - max(now_s, up.start_s) >= steps.SHORTEST_CONTACT_S else None
+
+
+def _fly_contact(flying: Flying, step: UploadStep, carrier: Carrier, use: _Use) -> Moved:
+    """Fly to the next contact, or go on in this one, use it, and write down what it moved."""
+    contact = use.contact or steps.next_contact(flying)
     # With a share below 1 the last part of the contact is used: it is loss of signal that ends the window.
     up = steps.opening(flying, contact)
     begin_s = up.end_s - step.contact_share * (up.end_s - contact.aos_s)
-    acquisition_s = flying.mission.file.link.acquisition_s
-    flying.go_to(max(begin_s, up.start_s - acquisition_s) - steps.LEAD_S, "next contact")
+    lead_s, now_s = steps.LEAD_S + flying.mission.file.link.acquisition_s, flying.flight.state()["t_mission"]
+    at_s = max(begin_s - steps.LEAD_S, up.start_s - lead_s)
+    if use.contact is None or at_s > now_s:
+        flying.go_to(at_s, "next contact")
+    else:
+        begin_s = max(begin_s, now_s)
     rate = flying.clock(step.clock_rate, cause="upload")
     steps.await_link(flying)
     on_wire, started_s = _ground_sent(flying), time.monotonic()
-    moved = _use(flying, carrier, up.end_s, before) or Moved(offset, offset)
+    sent, to_the_end = _send(flying, carrier, up.end_s, use.before)
+    moved = sent or Moved(use.offset, use.offset)
+    lost = max(use.offset - moved.bytes_acked_start, 0)
+    # What came unconfirmed is progress of this contact, what a reboot took is none: all of them add up to the file.
+    moved = replace(moved, bytes_acked_start=use.offset)
     ended_s = time.monotonic()
     flying.flight.clock(1.0, cause="upload window over")  # not flying.clock: the window is told before the end
     on_wire_after = _ground_sent(flying)
     flying.event(
         "upload_window",
-        window=number,
+        window=use.number,
         protocol=step.protocol,
         station=contact.station,
         **asdict(moved),
+        bytes_lost=lost,
+        after_reboot=use.after_reboot,
         bytes_on_wire=None if on_wire is None or on_wire_after is None else on_wire_after - on_wire,
-        cut_by_los=not carrier.complete,
+        cut_by_los=to_the_end and not carrier.complete,
+        complete=carrier.complete,
         wall_s=ended_s - started_s,
         t_start_mono=started_s,
         t_end_mono=ended_s,
@@ -164,15 +224,16 @@ def _fly_contact(flying: Flying, step: UploadStep, carrier: Carrier, offset: int
         clock_rate=rate,
         rate_bps=round(flying.timeline.mean_rate_bps("uplink", begin_s, up.end_s), 3),
     )
+    ending = "" if carrier.complete else ", cut by loss of signal" if to_the_end else ", ended before loss of signal"
     flying.say(
-        f"  window {number}, {contact.station}: {moved.bytes_acked_end / 1e6:.1f} of {carrier.total / 1e6:.1f} MB"
-        f"{'' if carrier.complete else ', cut by loss of signal'}"
+        f"  window {use.number}, {contact.station}: {moved.bytes_acked_end / 1e6:.1f} of {carrier.total / 1e6:.1f} MB"
+        f"{ending}"
     )
     return moved
 
 
-def _use(flying: Flying, carrier: Carrier, end_s: float, before: float) -> Moved | None:
-    """Send from now to the end of the link at mission time `end_s`."""
+def _send(flying: Flying, carrier: Carrier, end_s: float, before: float) -> tuple[Moved | None, bool]:
+    """Send until done or to the end of the link at mission time `end_s`; says whether that end was reached."""
     state, now = flying.flight.state(), time.monotonic()
     t_mission, clock_rate = float(state["t_mission"]), float(state["rate"])
     los_mono = now + (end_s - t_mission) / clock_rate
@@ -196,9 +257,10 @@ def _use(flying: Flying, carrier: Carrier, end_s: float, before: float) -> Moved
     timer.daemon = True
     timer.start()
     try:
-        return carrier.send(Window(los_mono, rate_bps, stop, progress))
+        moved = carrier.send(Window(los_mono, rate_bps, stop, progress))
     finally:
         timer.cancel()
+    return moved, time.monotonic() >= los_mono
 
 
 def _ground_sent(flying: Flying) -> int | None:
@@ -226,24 +288,30 @@ class Sftp:
         )
         self.part, self.total = self._send.part, self._send.total
         self._shell: Shell | None = None
+        self._failure: HilError | None = None
+        self._doubted = False
 
     @property
     def complete(self) -> bool:
-        return self._send.complete
+        return self._send.complete and not self._doubted
 
     def start(self) -> int:
         return preload(self._flying, self._send, self._preload_bytes) if self._preload_bytes else 0
 
     def send(self, window: Window) -> Moved | None:
-        attempts, self._shell = len(self._send.attempts), None
+        attempts, self._shell, self._failure = len(self._send.attempts), None, None
         try:
             left_s = max(window.los_mono - time.monotonic(), 1.0)
             self._shell = self._flying.board.payload_shell(timeout_s=left_s)
             self._send.run(self._shell, stall_s=max(left_s, 5.0), stop=window.stop, on_progress=window.progress)
+            self._doubted = False
         except (ShellLost, ShellTimeout) as error:
             if time.monotonic() < window.los_mono:
                 name = self._flying.board_name
-                raise BoardError(f"payload link of {name} failed before loss of signal: {error}") from error
+                self._failure = BoardError(f"payload link of {name} failed before loss of signal: {error}")
+                self._failure.__cause__ = error
+        except (BoardError, BenchError) as error:  # refused; or cut off the power, which a load shed may do
+            self._failure = error
         finally:
             self.hang_up()
         if len(self._send.attempts) == attempts:
@@ -251,6 +319,17 @@ class Sftp:
         last = self._send.attempts[-1]
         again = 0 if self._shell is None else self._shell.retransmissions()
         return Moved(last.start_offset, last.offset, last.sent_bytes, last.resent_bytes, again)
+
+    def failed(self) -> HilError | None:
+        return self._failure
+
+    def resume(self) -> str:
+        """What the board had confirmed may be lost: the next connection hashes it, with what is put there anew."""
+        shell, directory = self._flying.board.shell, self._flying.type.onboard_dir
+        shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
+        steps.put_file(shell, Path(onboard.__file__), f"{directory}/onboard.py")
+        self._doubted = True
+        return "where the board's file is proven good"
 
     def hang_up(self) -> None:
         if self._shell is not None:
@@ -292,22 +371,30 @@ class Cfdp:
                 hint="`protocol: sftp`, or a bench whose ground end is on the link itself",
             )
         source = flying.mission.file.model.file
-        self._flying = flying
+        self._flying, self._source = flying, source
         self.part, self.total = f"{steps.model_path(flying)}.part", source.stat().st_size
         self._ask_again_s = ASK_AGAIN_S + _round_trip_s(flying)
         self._send = CfdpUpload(source, self.part, ask_again_s=self._ask_again_s)
         self._job: Detached | None = None
         self._silent_s = 0.0
+        self._reached = 0  # up to where transactions had sent the file that a reboot ended
 
     @property
     def complete(self) -> bool:
         return self._send.complete
 
     def start(self) -> int:
+        self._start_receiver(resume=False)
+        return 0
+
+    def _start_receiver(self, *, resume: bool) -> None:
         flying, directory = self._flying, self._flying.type.onboard_dir
         shell, archive = flying.board.shell, f"{directory}/cfdp.pyz"
-        with tempfile.TemporaryDirectory(prefix="hil-") as scratch:
-            steps.put_file(shell, cfdp.archive(Path(scratch) / "cfdp.pyz"), archive)
+        shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
+        # Put there whole and durably, it survives a reboot, but for a directory in the board's memory.
+        if not resume or shell.run(["test", "-e", archive], timeout_s=20).returncode != 0:
+            with tempfile.TemporaryDirectory(prefix="hil-") as scratch:
+                steps.put_file(shell, cfdp.archive(Path(scratch) / "cfdp.pyz"), archive)
         began = time.monotonic()
         self._job = cfdp.start_receiver(
             cast("Shell", shell),  # a console's shell runs commands alike
@@ -316,25 +403,43 @@ class Cfdp:
             port=cfdp.PORT,
             ask_again_s=self._ask_again_s,
             python=flying.type.runtime_python,
+            resume=resume,
         )
         flying.say(f"  CFDP receiver on board after {time.monotonic() - began:.1f} s")
-        return 0
+
+    def resume(self) -> str:
+        """The same transaction where the board kept it, else a new one: what it sends was sent before."""
+        self._silent_s = 0.0
+        if self.complete:  # the file was on the board's disk before it said so
+            return "the file was complete"
+        self._start_receiver(resume=True)
+        assert self._job is not None
+        known = cfdp.resumed(self._job, cast("Shell", self._flying.board.shell))
+        if self._send.take_up(known):
+            return f"the transaction is continued at byte {self._send.offset}"
+        self._reached = max(self._reached, self._send.sent_to)
+        self._send = CfdpUpload(self._source, self.part, ask_again_s=self._ask_again_s)
+        return "a new transaction from byte 0"
 
     def send(self, window: Window) -> Moved | None:
+        sent_before = self._send.sent_to
         with self._flying.connect_payload_udp(cfdp.PORT) as sock:
             contact = self._send.run(
                 sock,
                 rate_bps=lambda: SENDER_SHARE * window.rate_bps(),
                 stop=window.stop,
                 silence_s=math.inf,
+                deaf_s=SILENCE_S,
                 on_progress=window.progress,
             )
         self._silent_s = 0.0 if contact.heard_pdus else self._silent_s + contact.duration_s
-        if self._silent_s > SILENCE_S:
-            raise self._silence()
-        return Moved(
-            contact.start_offset, contact.offset, contact.sent_bytes, contact.resent_bytes, contact.resent_pdus
-        )
+        # A new transaction sends for the first time what an earlier one had sent.
+        again = min(self._reached, self._send.sent_to) - min(self._reached, sent_before)
+        resent = contact.resent_bytes + again
+        return Moved(contact.start_offset, contact.offset, contact.sent_bytes, resent, contact.resent_pdus)
+
+    def failed(self) -> HilError | None:
+        return self._silence() if self._silent_s > SILENCE_S else None
 
     def hang_up(self) -> None:
         """`Window.stop` suspends it: there is no connection."""
@@ -353,7 +458,7 @@ class Cfdp:
         except BoardError as error:
             return BoardError(
                 f"there is no CFDP entity on board {name} any more: {error.message}",
-                hint="a reboot ends a CFDP transaction: fly it again, or `protocol: sftp`, which resumes",
+                hint="the board is in the same boot: its console log says what killed it",
             )
         if status is None:
             return BoardError(

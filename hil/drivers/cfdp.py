@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
+import math
 import os
 import select
 import socket
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from hil.drivers.ssh import Detached, Shell
 
 PORT = 4556
+# Seconds after which the receiver puts on the board's disk how far it is: about what a reboot costs.
+KEEP_S = 5.0
 # What each datagram costs beyond its PDU: Ethernet, IPv4 and UDP headers.
 OVERHEAD_BYTES = 14 + 20 + 8
 # The metadata go out this often: a receiver that misses them asks for all that came before again.
@@ -122,16 +126,25 @@ def archive(target: Path) -> Path:
 
 
 def start_receiver(
-    shell: Shell, pyz: str, directory: str, *, port: int = PORT, ask_again_s: float = 5.0, python: str = "python3"
+    shell: Shell,
+    pyz: str,
+    directory: str,
+    *,
+    port: int = PORT,
+    ask_again_s: float = 5.0,
+    python: str = "python3",
+    resume: bool = False,
 ) -> Detached:
     """Start the receiver on the board over `shell` (mgmt) and wait until it listens; it outlives the connection.
 
-    `pyz` is the archive's path there, `directory` where files may go. `ask_again_s` must exceed the round trip. Raises
+    `pyz` is the archive's path there, `directory` where files may go. `ask_again_s` must exceed the round trip.
+    `resume`: after a reboot, take up what the earlier receiver kept; `resumed` says whether there was something. Raises
     BoardError with what it said when it ends at once. Kill the job in the end: the ground's last word may be lost.
     """
     from hil.drivers.ssh import Detached
 
     argv = [python, pyz, "receive", "--port", str(port), "--directory", directory, "--ask-again-s", str(ask_again_s)]
+    argv += ["--state", f"{directory}/.cfdp-state.json", "--keep-s", str(KEEP_S), *(["--resume"] if resume else [])]
     job = Detached(f"{directory}/.cfdp", tuple(argv))
     try:
         Detached.start(shell, argv, job.directory)
@@ -153,11 +166,17 @@ def start_receiver(
         raise
 
 
+def resumed(job: Detached, shell: Shell) -> tuple[int, int] | None:
+    """Which transaction the receiver `job` took up from before a reboot and from which byte; None: it knows of none."""
+    told = json.loads(job.output(shell)[0].splitlines()[0])
+    return None if told["transaction"] is None else (int(told["transaction"]), int(told["offset"]))
+
+
 class CfdpUpload:
     """One file on its way to a board as one class 2 transaction over as many contacts as it takes. Not thread-safe.
 
-    While suspended nothing is sent and no timer counts against it. The receiver keeps the transaction in memory: after
-    its reboot make a new object, which begins anew (an SFTP `Upload` resumes there).
+    While suspended nothing is sent and no timer counts against it. After a reboot of the board start a receiver with
+    `resume` there: where `take_up` says that it goes on with this transaction, so do we; else make a new object.
     """
 
     def __init__(self, source: Path, target: str, *, ask_again_s: float = 5.0) -> None:
@@ -183,6 +202,7 @@ class CfdpUpload:
             ByteFieldU16(entity.BOARD_ID), source, Path(target), TransmissionMode.ACKNOWLEDGED, closure_requested=True
         )
         self._handler.put_request(request)
+        self._ask_again_s = ask_again_s
         self._queue: deque[tuple[bytes, bool]] = deque()  # and whether it is sent again
         self._counts = _Counts()
 
@@ -197,6 +217,18 @@ class CfdpUpload:
         """Up to where the receiver has said that it has the file without a gap, bytes."""
         return self.total if self.complete else self._counts.offset
 
+    @property
+    def sent_to(self) -> int:
+        """The file was sent up to this byte, what was asked for again apart."""
+        return self._counts.sent_bytes - self._counts.resent_bytes
+
+    def take_up(self, known: tuple[int, int] | None) -> bool:
+        """Go on with a receiver that was started again; `known` is what `resumed` says of it. False: it cannot."""
+        if known is None or self.sent_to == 0 or known[0] != self._handler.transaction_seq_num.value:
+            return False
+        self._counts.offset = known[1]
+        return True
+
     def run(
         self,
         sock: socket.socket,
@@ -204,12 +236,14 @@ class CfdpUpload:
         rate_bps: float | Callable[[], float],
         stop: threading.Event | None = None,
         silence_s: float = 60.0,
+        deaf_s: float = math.inf,
         on_progress: Callable[[int], None] | None = None,
     ) -> CfdpContact:
         """Send over a connected UDP socket at `rate_bps` (Ethernet bits) until done or `stop` is set.
 
         A rate that changes is a function of no arguments; 0 is silence for now. `on_progress(offset)` hears of every
-        new offset. Nothing heard for `silence_s` after the end of the file was sent: returns as well, incomplete.
+        new offset. Nothing heard for `silence_s` after the end of the file was sent, or for `deaf_s` while it is being
+        sent (a receiver that is there says how far it is): returns as well, incomplete.
         Raises BoardError when the receiver cancels, for example because it may not write there, and when another
         thread shuts the socket down.
         """
@@ -218,26 +252,32 @@ class CfdpUpload:
         began = time.monotonic()
         before = replace(self._counts)
         told = self.offset
-        free_s = heard_s = began
+        free_s = heard_s = spoken_s = prompt_s = began
         sock.setblocking(False)
         while not stop.is_set() and self._user.finished is None:
             now = time.monotonic()
             if self._listen(sock):
-                heard_s = now
+                heard_s = spoken_s = now
             if on_progress is not None and self.offset != told:
                 told = self.offset
                 on_progress(told)
             if not self._queue and now >= free_s:
                 self._advance()
+            if not self._queue and now >= prompt_s and self.sent_to > 0:
+                # All is said and the receiver has the word. In a new contact it does not know our address yet.
+                prompt_s = now + self._ask_again_s
+                self._queue.append((self._prompt(), False))
             bps = rate() if self._queue and now >= free_s else 0.0
             if bps > 0:
                 # A clock that was late is not made up for by more than a few packets: queues on the way are short.
                 free_s = max(free_s, now - 0.005) + self._send(sock) * 8 / bps
-                heard_s = max(heard_s, now) if self._handler.progress < self.total else heard_s
+                heard_s = max(heard_s, now) if self.sent_to < self.total else heard_s
             else:
+                if self._queue and now >= free_s:
+                    spoken_s = now  # silence for now: nobody could have heard anything
                 wait_s = free_s - now if free_s > now else 0.02
                 select.select([sock], [], [], min(wait_s, 0.05))
-            if now - heard_s > silence_s:
+            if now - heard_s > silence_s or (self.sent_to < self.total and now - spoken_s > deaf_s):
                 break
         if self._user.finished is not None:
             self._say_goodbye(sock)
@@ -280,6 +320,12 @@ class CfdpUpload:
     def _advance(self) -> None:
         self._handler.state_machine(None)
         self._collect(again=False)
+
+    def _prompt(self) -> bytes:
+        """A Prompt PDU: the receiver answers how far it is."""
+        from spacepackets.cfdp.pdu.prompt import PromptPdu, ResponseRequired
+
+        return bytes(PromptPdu(self._handler._params.pdu_conf, ResponseRequired.KEEP_ALIVE).pack())
 
     def _collect(self, again: bool) -> None:
         """Queue what the state machine wants sent; `again`: in answer to a request, so file data are not new."""

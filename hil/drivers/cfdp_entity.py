@@ -6,8 +6,9 @@ It stands alone (the standard library, cfdppy and spacepackets), because it is c
 The state machines are cfdp-py's. Around them here, which the library leaves out: a transaction survives outages of any
 length, since a timer that runs out only makes the receiver ask again; it says how far it is (Keep Alive) and asks again
 for gaps that stay open, before the end of the file too; an EOF that comes again is acknowledged again; files cannot
-leave `--directory`. What it knows of a transaction is in its memory: a reboot ends it. It ends when the ground knows
-that the file is whole; a ground that never says so has to kill it.
+leave `--directory`. With `--state` what it knows of a transaction is on the disk every few seconds, never more than is
+there of the file: started with `--resume` after a reboot it goes on from there. It ends when the ground knows that the
+file is whole; a ground that never says so has to kill it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ MAX_PDU_BYTES = 1400
 NEVER = 1 << 30
 _POLL_S = 0.1
 _TELL_S = 0.5
+_KEEP_S = 5.0  # a power cut costs about what came in this time
 _GAPS_A_PDU = 150  # 8 bytes each
 _BUFFER_BYTES = 4 << 20
 _SO_RCVBUFFORCE = 33  # beyond the board's rmem_max, for root
@@ -80,6 +82,7 @@ class Files(NativeFilestore):  # type: ignore[misc]
         super().__init__()
         self._root = None if root is None else root.resolve()
         self._open: dict[Path, BinaryIO] = {}
+        self.spared_bytes = 0  # what truncation leaves: the part of a resumed transaction
 
     def file_exists(self, path: Path) -> bool:
         return self._allowed(path).exists()
@@ -97,8 +100,8 @@ class Files(NativeFilestore):  # type: ignore[misc]
     def truncate_file(self, file: Path) -> None:
         if (stream := self._open.pop(file, None)) is not None:
             stream.close()  # what it still holds would be written behind the new end
-        with self._allowed(file).open("wb"):
-            pass
+        with self._allowed(file).open("r+b") as whole:
+            whole.truncate(self.spared_bytes)
 
     def calculate_checksum(
         self, checksum_type: ChecksumType, file_path: Path, size_to_verify: int, segment_len: int = 4096
@@ -228,17 +231,29 @@ def parse(data: bytes) -> Any:
 class Receiver:
     """One transaction: `datagram` in, answers out; `tick` after each and several times a second without.
 
-    `tell_s`: seconds between Keep Alive PDUs while data come.
+    `tell_s`: seconds between Keep Alive PDUs while data come. `state`: where the transaction is kept for a receiver
+    that takes it up after a reboot, at most every `keep_s`.
     """
 
-    def __init__(self, root: Path, ask_again_s: float, tell_s: float = _TELL_S) -> None:
+    def __init__(
+        self,
+        root: Path,
+        ask_again_s: float,
+        tell_s: float = _TELL_S,
+        *,
+        state: Path | None = None,
+        keep_s: float = _KEEP_S,
+    ) -> None:
         self.files = Files(root)
         self.user, self.faults = User(self.files), Faults()
         local, remotes = configuration(BOARD_ID, GROUND_ID, ask_again_s, self.faults)
         self._handler = DestHandler(local, self.user, remotes, CheckTimers())
         self._transaction: Any = None
         self._ask_again_s, self._tell_s = ask_again_s, tell_s
-        self._tick_s = self._ask_s = self._told_s = 0.0
+        self._tick_s = self._ask_s = self._told_s = self._keep_at_s = 0.0
+        self._state, self._keep_s = state, keep_s
+        self._metadata = self._eof = b""
+        self._kept: tuple[int, bytes] | None = None
         self._known_gaps: set[tuple[int, int]] = set()
         self._news = False
 
@@ -250,10 +265,19 @@ class Receiver:
     def datagram(self, data: bytes) -> Iterator[bytes]:
         """Take one PDU; yields the answers."""
         pdu = parse(data)
+        kind = getattr(pdu, "directive_type", None)
+        if kind == DirectiveType.PROMPT_PDU:  # who asks may have come to another port: whoever calls us has its address
+            if self._handler.transaction_id is not None and _transaction(pdu) == self._transaction:
+                yield self._keep_alive()
+            return
         if pdu is None or not self._ours(pdu):
             return
         self._news = True
-        again = getattr(pdu, "directive_type", None) == DirectiveType.EOF_PDU and self._eof_seen
+        if kind == DirectiveType.METADATA_PDU:
+            self._metadata = data
+        again = kind == DirectiveType.EOF_PDU and self._eof_seen
+        if kind == DirectiveType.EOF_PDU and not again:
+            self._eof, self._keep_at_s = data, 0.0
         if again:
             yield acknowledgement(pdu, TransactionStatus.ACTIVE)
         yield from self._step(None if again else pdu)
@@ -265,6 +289,9 @@ class Receiver:
             return
         self._tick_s = now + min(_POLL_S, self._tell_s)
         yield from self._step(None)
+        if now >= self._keep_at_s:
+            self._keep_at_s = now + self._keep_s
+            self._keep()
         if self._handler.transaction_id is None or self._eof_seen:
             return
         if now >= self._ask_s:
@@ -272,7 +299,60 @@ class Receiver:
             yield from self._gaps_again()
         if self._news and now >= self._told_s:
             self._news, self._told_s = False, now + self._tell_s
-            yield bytes(KeepAlivePdu(self._params.pdu_conf, self.offset).pack())
+            yield self._keep_alive()
+
+    def resume(self) -> tuple[int, int] | None:
+        """Take up what an earlier receiver kept: (transaction, up to where its file is there), None without such."""
+        kept = self._read_state()
+        if kept is None:
+            return None
+        metadata, eof, offset = kept
+        self._metadata, self._transaction = metadata, _transaction(parse(metadata))
+        self._gaps.clear()
+        self.files.spared_bytes = offset
+        list(self._step(parse(metadata)))
+        self.files.spared_bytes = 0
+        self._params.fp.progress = offset
+        self._params.acked_params.last_start_offset = self._params.acked_params.last_end_offset = offset
+        if eof:
+            self._eof = eof
+            list(self._step(parse(eof)))
+        return self._transaction[1], offset
+
+    def forget(self) -> None:
+        """What was kept of a transaction is of no use any more."""
+        if self._state is not None:
+            self._state.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        """Write down, durably, how far the file is on the disk, with the PDUs that began and ended it."""
+        if self._state is None or not self._metadata or self._handler.transaction_id is None:
+            return
+        now = (self.offset, self._eof)
+        if now == self._kept:
+            return
+        self.files.flush()
+        fresh = self._state.with_suffix(".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            json.dump({"metadata": self._metadata.hex(), "eof": self._eof.hex(), "offset": now[0]}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._state)
+        self._kept = now
+
+    def _read_state(self) -> tuple[bytes, bytes, int] | None:
+        """Metadata PDU, EOF PDU or nothing, offset; None unless all of it makes sense and the file is that long."""
+        try:
+            assert self._state is not None
+            kept = json.loads(self._state.read_text(encoding="utf-8"))
+            metadata, eof, offset = bytes.fromhex(kept["metadata"]), bytes.fromhex(kept["eof"]), int(kept["offset"])
+            there = Path(parse(metadata).dest_file_name).stat().st_size
+        except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError):
+            return None
+        return (metadata, eof, offset) if 0 <= offset <= there else None
+
+    def _keep_alive(self) -> bytes:
+        return bytes(KeepAlivePdu(self._params.pdu_conf, self.offset).pack())
 
     @property
     def offset(self) -> int:
@@ -301,13 +381,14 @@ class Receiver:
 
     def _ours(self, pdu: Any) -> bool:
         """Whether it belongs to the transaction; new metadata begin another one: the ground started again."""
-        transaction = (pdu.source_entity_id.value, pdu.transaction_seq_num.value)
+        transaction = _transaction(pdu)
         if transaction != self._transaction:
             if self._transaction is not None and getattr(pdu, "directive_type", None) != DirectiveType.METADATA_PDU:
                 return False
             self._gaps.clear()  # the library's transactions share one list
             self._handler.reset()
             self._transaction, self.user.finished = transaction, None
+            self._metadata = self._eof = b""
         return True
 
     def _step(self, pdu: Any) -> Iterator[bytes]:
@@ -316,16 +397,37 @@ class Receiver:
         yield from outgoing(self._handler)
 
 
-def receive(port: int, directory: Path, ask_again_s: float, host: str = "") -> int:
-    """Receive one file; prints a JSON line when ready and one at the end. Returns the exit code."""
+def _transaction(pdu: Any) -> tuple[int, int]:
+    """Whose transaction a PDU belongs to, and its number."""
+    return pdu.source_entity_id.value, pdu.transaction_seq_num.value
+
+
+def receive(
+    port: int,
+    directory: Path,
+    ask_again_s: float,
+    host: str = "",
+    *,
+    state: Path | None = None,
+    keep_s: float = _KEEP_S,
+    resume: bool = False,
+) -> int:
+    """Receive one file; prints a JSON line when ready and one at the end. Returns the exit code.
+
+    With `resume` the first line says which transaction was taken up from `state` and from where, both null if none.
+    """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     except OSError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
     sock.bind((host, port))
-    receiver = Receiver(directory, ask_again_s)
-    print(json.dumps({"ready": sock.getsockname()[1]}), flush=True)
+    receiver = Receiver(directory, ask_again_s, state=state, keep_s=keep_s)
+    transaction, offset = (receiver.resume() if resume else None) or (None, None)
+    if transaction is None:
+        receiver.forget()
+    ready = {"ready": sock.getsockname()[1], "transaction": transaction, "offset": offset}
+    print(json.dumps(ready), flush=True)
     peer, told = None, False
     while not receiver.done:
         answers: list[bytes] = []
@@ -343,6 +445,7 @@ def receive(port: int, directory: Path, ask_again_s: float, host: str = "") -> i
             print(json.dumps({"finished": condition.name}), flush=True)
             told = True
     receiver.files.close()
+    receiver.forget()
     return 0 if receiver.user.finished.condition_code == ConditionCode.NO_ERROR else 1
 
 
@@ -354,8 +457,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="")
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--ask-again-s", type=float, default=5.0)
+    parser.add_argument("--state", type=Path, help="where the transaction is kept for --resume after a reboot")
+    parser.add_argument("--keep-s", type=float, default=_KEEP_S)
+    parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(argv)
-    return receive(options.port, options.directory, options.ask_again_s, options.host)
+    return receive(
+        options.port,
+        options.directory,
+        options.ask_again_s,
+        options.host,
+        state=options.state,
+        keep_s=options.keep_s,
+        resume=options.resume,
+    )
 
 
 if __name__ == "__main__":

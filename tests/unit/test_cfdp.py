@@ -30,7 +30,7 @@ from hil.drivers.ssh.detached import _LEAD, _START
 from hil.errors import BoardError, UsageError
 from hil.model import Completed
 
-EOF, FINISHED, ACK, METADATA, NAK = 4, 5, 6, 7, 8
+EOF, FINISHED, ACK, METADATA, NAK, PROMPT, KEEP_ALIVE = 4, 5, 6, 7, 8, 9, 12
 UP, DOWN = True, False
 Drop = Callable[[bool, int | None], bool]  # (towards the board, directive or None for file data) -> lost
 AGAIN_S = 0.15
@@ -43,7 +43,8 @@ class Link:
         self.drop = drop
         self.outage = threading.Event()
         self.lost = 0
-        self.receiver = cfdp_entity.Receiver(directory, AGAIN_S, tell_s=0.02)
+        self._directory = directory
+        self.receiver = self._start()
         self._board, self._near, self._far = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3))
         for sock in (self._board, self._near):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -53,6 +54,20 @@ class Link:
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._relay, self._receive)]
         for thread in self._threads:
             thread.start()
+
+    def _start(self) -> cfdp_entity.Receiver:
+        state = self._directory / "state.json"
+        return cfdp_entity.Receiver(self._directory, AGAIN_S, tell_s=0.02, state=state, keep_s=0.02)
+
+    def reboot(self) -> tuple[int, int] | None:
+        """The receiver is gone with all it had in memory; another one takes up what it finds."""
+        self.settle()
+        self.receiver = self._start()
+        known = self.receiver.resume()
+        self._settled.clear()
+        self._threads[1] = threading.Thread(target=self._receive, daemon=True)
+        self._threads[1].start()
+        return known
 
     def socket(self) -> socket.socket:
         """A ground socket; another one a contact, as after another acquisition."""
@@ -256,6 +271,122 @@ def test_a_new_transaction_replaces_an_abandoned_one(link: Link, source: Path, t
     assert send(link, source, tmp_path / "target").complete
     link.settle()
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def send_until(upload: CfdpUpload, link: Link, offset: int) -> None:
+    stop = threading.Event()
+    with link.socket() as sock:
+        upload.run(sock, rate_bps=5e6, stop=stop, on_progress=lambda at: stop.set() if at > offset else None)
+
+
+def test_a_transaction_goes_on_after_a_reboot_from_what_is_on_the_disk(
+    link: Link, source: Path, tmp_path: Path
+) -> None:
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    send_until(upload, link, 80_000)
+    sent, confirmed = upload.sent_to, upload.offset
+    known = link.reboot()
+    assert known is not None
+    with (tmp_path / "target").open("r+b") as torn:
+        torn.truncate(known[1])  # what was not synced is gone
+    assert upload.take_up(known)
+    assert 0 < known[1] == upload.offset <= max(confirmed, known[1]) <= sent
+    with link.socket() as sock:
+        contact = upload.run(sock, rate_bps=20e6, silence_s=10)
+    assert contact.complete
+    assert contact.start_offset == known[1]
+    assert contact.resent_bytes == pytest.approx(sent - known[1], abs=cfdp_entity.MAX_PDU_BYTES)
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_a_reboot_behind_the_end_of_the_file(link: Link, source: Path, tmp_path: Path) -> None:
+    """The ground has sent all and has the receipt of the end: only a receiver that kept it asks for what is lacking."""
+    upload, stop = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S), threading.Event()
+    lost = [0]
+
+    def drop(up: bool, directive: int | None) -> bool:
+        if up and directive is None and lost[0] < 3:
+            lost[0] += 1
+            return True
+        if not up and directive == ACK:
+            threading.Timer(0.1, stop.set).start()
+        return not up and directive == NAK
+
+    link.drop = drop
+    with link.socket() as sock:
+        assert not upload.run(sock, rate_bps=20e6, stop=stop, silence_s=10).complete
+    assert upload.sent_to == upload.total
+    link.drop = lambda up, directive: False
+    assert upload.take_up(link.reboot())
+    with link.socket() as sock:
+        assert upload.run(sock, rate_bps=20e6, silence_s=10).complete
+    link.settle()
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_what_is_not_this_transaction_is_not_taken_up(link: Link, source: Path, tmp_path: Path) -> None:
+    state, target = tmp_path / "state.json", tmp_path / "target"
+    assert link.receiver.resume() is None
+    upload = CfdpUpload(source, str(target), ask_again_s=AGAIN_S)
+    assert not upload.take_up((upload._handler.transaction_seq_num.value, 0)), "nothing was sent yet"
+    send_until(upload, link, 80_000)
+    link.settle()
+    kept = state.read_text()
+    another = CfdpUpload(source, str(target), ask_again_s=AGAIN_S)
+    known = link.reboot()
+    assert known is not None
+    assert not another.take_up(known)
+    for broken in ("", "{}", "[]", kept[:40], kept.replace('"metadata": "', '"metadata": "ff')):
+        link.settle()
+        state.write_text(broken)
+        assert link.reboot() is None
+    link.settle()
+    state.write_text(kept)
+    target.write_bytes(b"short")
+    assert link.reboot() is None
+
+
+def test_the_ground_asks_a_receiver_that_does_not_know_where_it_is_now(source: Path, tmp_path: Path) -> None:
+    receiver = cfdp_entity.Receiver(tmp_path, AGAIN_S)
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=0.05)
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with near, far:
+        stop = threading.Event()
+        sender = threading.Thread(target=lambda: upload.run(near, rate_bps=50e6, stop=stop), daemon=True)
+        sender.start()
+        prompts = 0
+        while prompts < 2:  # each contact begins so, and goes on so, when all was sent
+            data = far.recv(65536)
+            prompt = not data[0] >> 4 & 1 and data[cfdp._header(data)] == PROMPT
+            answers = list(receiver.datagram(data))
+            if prompt:
+                (answer,) = answers
+                assert answer[cfdp._header(answer)] == KEEP_ALIVE
+                prompts += 1
+            else:
+                for item in answers:
+                    if item[cfdp._header(item)] == ACK:
+                        far.send(item)  # of the end of the file; nothing more comes down
+        stop.set()
+        sender.join()
+    assert upload.sent_to == upload.total
+
+
+def test_a_receiver_that_is_gone_ends_the_contact(source: Path, tmp_path: Path) -> None:
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    quiet = [0.0]
+    with socket.socket(type=socket.SOCK_DGRAM) as silent, socket.socket(type=socket.SOCK_DGRAM) as sock:
+        silent.bind(("127.0.0.1", 0))
+        sock.connect(silent.getsockname())
+
+        def rate() -> float:  # an outage in the contact is no sign of it
+            quiet[0] = quiet[0] or time.monotonic()
+            return 0.0 if time.monotonic() - quiet[0] < 0.4 else 1e5
+
+        contact = upload.run(sock, rate_bps=rate, deaf_s=0.2)
+    assert contact.duration_s > 0.4
+    assert upload.sent_to < upload.total
 
 
 def test_gaps_of_an_abandoned_transaction_are_forgotten(link: Link, source: Path, tmp_path: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import os
 import random
-import select
 import shutil
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,149 +19,20 @@ from typing import Any
 import pytest
 from console_board import ShellBoard
 from pydantic import ValidationError
-from test_ssh import BoardServer, connect, make_key, pin
+from test_ssh import BoardServer, make_key, pin
+from upload_sky import CLOCK_RATE, CONTACT_S, RATE_BPS, Board, Pass, Sky
 
 from hil.campaign import fly, upload
 from hil.client.console import Console
 from hil.client.console_shell import ConsoleShell
 from hil.drivers import cfdp
-from hil.drivers.ssh import Detached
-from hil.errors import BoardError, UsageError
+from hil.drivers.ssh import Detached, Shell
+from hil.errors import BenchError, BoardError, UsageError
 from hil.inference import onboard
 from hil.inventory.mission_steps import UploadStep
 from hil.model import LinkState, Span
 
 SIZE = 300_007
-RATE_BPS, CLOCK_RATE = 16e3, 150.0  # 2.4 Mbit/s of wall time: the file takes 1.1 s
-CONTACT_S, GAP_S = 120.0, 5000.0
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A contact."""
-
-    station: str
-    aos_s: float
-    los_s: float
-
-    @property
-    def duration_s(self) -> float:
-        return self.los_s - self.aos_s
-
-
-class Sky:
-    """A flight over contacts of two minutes, and a UDP line that carries nothing between them."""
-
-    def __init__(self, directory: Path, board: Any, source: Path) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.progress: list[float] = []
-        self.contacts = [Pass(f"s{n}", n * GAP_S, n * GAP_S + CONTACT_S) for n in range(1, 30)]
-        self._at = (0.0, 1.0, time.monotonic())  # mission time and rate since
-        self.silent = False
-        self.lost = self.sent_up = 0
-        self.line, self._far = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-        self.line.bind(("127.0.0.1", 0))
-        self._stop = threading.Event()
-        self._relay = threading.Thread(target=self._carry, daemon=True)
-        self._relay.start()
-        timeline = SimpleNamespace(
-            contacts=self.contacts,
-            opening=lambda contact: Span(contact.aos_s, contact.los_s),
-            link_at=self.link_at,
-            mean_rate_bps=lambda *_: RATE_BPS,
-        )
-        model = SimpleNamespace(file=source, sha256=hashlib.sha256(source.read_bytes()).hexdigest())
-        file = SimpleNamespace(model=model, link=SimpleNamespace(acquisition_s=0.0))
-        self.flying: Any = SimpleNamespace(
-            board_name="vb1",
-            board=board,
-            type=SimpleNamespace(onboard_dir=str(directory), runtime_python=sys.executable),
-            payload=SimpleNamespace(jump=(), broker=Path("payload.sock"), address="10.42.0.2"),
-            mission=SimpleNamespace(path=Path("m.yaml"), file=file),
-            timeline=timeline,
-            flight=SimpleNamespace(
-                state=lambda: {"t_mission": self.now, "rate": self._at[1], "upload_bytes": 0.0},
-                clock=lambda rate, cause: self.clock(rate, cause),
-                progress=lambda kind, value: self.progress.append(value),
-            ),
-            clock=self.clock,
-            go_to=lambda t_s, cause: self.move(t_s, 1.0),
-            wait=self.wait,
-            event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
-            say=lambda line: None,
-            connect_payload_udp=self.connect,
-        )
-
-    @property
-    def now(self) -> float:
-        t_s, rate, since = self._at
-        return t_s + (time.monotonic() - since) * rate
-
-    def move(self, t_s: float, rate: float) -> None:
-        self._at = (t_s, rate, time.monotonic())
-
-    def clock(self, rate: float, cause: str) -> float:
-        self.move(self.now, rate)
-        return rate
-
-    def wait(self, what: str, condition: Any, **_: Any) -> None:
-        self.move(max(self.now, self.contact.aos_s), self._at[1])
-
-    @property
-    def contact(self) -> Pass:
-        return next(contact for contact in self.contacts if contact.los_s > self.now)
-
-    @property
-    def up(self) -> bool:
-        return any(contact.aos_s <= self.now < contact.los_s for contact in self.contacts)
-
-    def link_at(self, t_s: float, scale: float = 1.0) -> dict[str, LinkState]:
-        up = any(contact.aos_s <= t_s < contact.los_s for contact in self.contacts)
-        state = LinkState(delay_s=0.002, rate_bps=RATE_BPS * scale) if up else LinkState(outage=True)
-        return {"uplink": state, "downlink": state}
-
-    def connect(self, port: int) -> socket.socket:
-        self._far.connect(("127.0.0.1", port))
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.connect(self.line.getsockname())
-        return sock
-
-    def counter(self) -> int:
-        """What the ground has put on the line: waits for this relay, where a kernel's counter would not be behind."""
-        while select.select([self.line], [], [], 0)[0]:
-            time.sleep(0.005)
-        time.sleep(0.01)
-        return self.sent_up
-
-    def _carry(self) -> None:
-        ground = None
-        while not self._stop.is_set():
-            for sock in select.select([self.line, self._far], [], [], 0.05)[0]:
-                try:
-                    data, peer = sock.recvfrom(65536, socket.MSG_DONTWAIT)
-                except (BlockingIOError, ConnectionRefusedError):  # nobody listens on the board
-                    continue
-                if sock is self.line:
-                    ground = peer
-                    self.sent_up += len(data) + cfdp.OVERHEAD_BYTES
-                if self.silent or not self.up:
-                    self.lost += 1
-                elif sock is self._far and ground is not None:
-                    self.line.sendto(data, ground)
-                else:
-                    try:
-                        self._far.send(data)
-                    except ConnectionRefusedError:
-                        self.lost += 1
-
-    def close(self) -> None:
-        self._stop.set()
-        self._relay.join()
-        self.line.close()
-        self._far.close()
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["kind"] == kind]
 
 
 @pytest.fixture
@@ -183,16 +53,23 @@ def sky(board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setattr(cfdp, "PORT", probe.getsockname()[1])
     monkeypatch.setattr(upload, "ASK_AGAIN_S", 0.1)
-    with connect(board, tmp_path) as shell:
-        client = SimpleNamespace(shell=shell, payload_shell=lambda timeout_s: connect(board, tmp_path, timeout_s))
-        sky = Sky(directory, client, source)
-        monkeypatch.setattr(
-            upload.broker,
-            "counters",
-            lambda path: {"lo": {"tx_bytes": time.monotonic_ns()}, "payload0": {"tx_bytes": sky.counter()}},
+    known, key = tmp_path / "known_hosts", tmp_path / "id"
+
+    def dial(timeout_s: float) -> Shell:  # without the helper: it would ask this host which boot it is in
+        return Shell.connect(
+            "127.0.0.1", board.port, "root", key, known, timeout_s=timeout_s, sndbuf=65536, python=None
         )
-        yield sky
-        sky.close()
+
+    client = Board(dial)
+    sky = Sky(directory, client, source)
+    monkeypatch.setattr(
+        upload.broker,
+        "counters",
+        lambda path: {"lo": {"tx_bytes": time.monotonic_ns()}, "payload0": {"tx_bytes": sky.counter()}},
+    )
+    yield sky
+    sky.close()
+    client.disconnect()
 
 
 def step(**keys: Any) -> UploadStep:
@@ -256,19 +133,162 @@ def test_what_the_board_must_ask_for_again_is_counted(
 
 
 def test_sftp_writes_down_the_same(sky: Sky, tmp_path: Path) -> None:
-    upload.upload(sky.flying, step())
+    upload.upload(sky.flying, step(clock_rate=10))
     (window,), (done,) = sky.of("upload_window"), sky.of("upload_done")
     assert (window["protocol"], done["protocol"]) == ("sftp", "sftp")
     assert (window["bytes_acked_start"], window["bytes_acked_end"], window["bytes_sent"]) == (0, SIZE, SIZE)
-    assert (window["bytes_resent"], window["retransmissions"], window["cut_by_los"]) == (0, 0, False)
+    assert (window["bytes_resent"], window["cut_by_los"]) == (0, False)
     fields = set(window), set(done)
     sky.events.clear()
-    sky.flying.flight.state = lambda: {"t_mission": sky.now, "rate": sky._at[1], "upload_bytes": float(SIZE)}
+    state = sky.flying.flight.state
+    sky.flying.flight.state = lambda: {**state(), "upload_bytes": float(SIZE)}
     sky.progress.clear()
     upload.upload(sky.flying, step(protocol="cfdp"))
     assert (set(sky.of("upload_window")[0]), set(sky.of("upload_done")[0])) == fields
     assert min(sky.progress) > SIZE, "what a second upload brings comes on top"
     assert sky.progress[-1] == 2 * SIZE
+
+
+def reboot(board: BoardServer, loses: Callable[[], None]) -> None:
+    """The board goes down, `loses` what it does, and is up in another boot."""
+    loses()
+    board.boot_id = "boot-2"
+    BoardServer.cut(board)
+
+
+def reboot_at(board: BoardServer, count: int, loses: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the board has written `count` bytes that came over SFTP."""
+    board.cut_at = board.written + count
+
+    def cut() -> None:
+        if board.boot_id == "boot-1":
+            board.cut_at = None
+            reboot(board, loses)
+
+    monkeypatch.setattr(board, "cut", cut)
+
+
+def assert_whole(sky: Sky, tmp_path: Path) -> None:
+    assert (tmp_path / "on-board/model.gguf").read_bytes() == (tmp_path / "model.bin").read_bytes()
+    windows = sky.of("upload_window")
+    assert sum(event["bytes_acked_end"] - event["bytes_acked_start"] for event in windows) == SIZE
+    assert windows[-1]["bytes_acked_end"] == SIZE
+    assert len(sky.of("activated")) == 1
+
+
+def test_sftp_goes_on_after_a_reboot_where_the_file_is_proven_good(
+    sky: Sky, board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, good = tmp_path / "on-board/model.gguf.part", 3 * (1 << 15)
+
+    def loses() -> None:
+        with part.open("r+b") as file:
+            file.seek(good + 100)
+            file.write(bytes(10_000))  # a hole
+        (tmp_path / "on-board/onboard.py").write_bytes(b"")
+
+    reboot_at(board, 150_000, loses, monkeypatch)
+    upload.upload(sky.flying, step(chunk_bytes=1 << 15, clock_rate=10))
+    first, second = sky.of("upload_window")[:2]
+    (rebooted,), (done,) = sky.of("upload_rebooted"), sky.of("upload_done")
+    assert (rebooted["cause"], rebooted["bytes_acked"]) == ("reboot", first["bytes_acked_end"])
+    assert "proven good" in rebooted["goes_on"]
+    assert (first["cut_by_los"], first["complete"], first["after_reboot"]) == (False, False, False)
+    assert second["after_reboot"]
+    assert second["bytes_lost"] == first["bytes_acked_end"] - good
+    assert second["bytes_resent"] >= second["bytes_lost"]
+    assert done["reboots"] == 1
+    assert_whole(sky, tmp_path)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_cfdp_goes_on_after_a_reboot(
+    sky: Sky, board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    for name, value in (("TELL_S", 0.0), ("SILENCE_S", 0.3)):
+        monkeypatch.setattr(upload, name, value)
+    monkeypatch.setattr(cfdp, "KEEP_S", 0.05)
+    state = tmp_path / "on-board/.cfdp-state.json"
+
+    def loses() -> None:
+        os.killpg(int((tmp_path / "on-board/.cfdp/group").read_text()), signal.SIGKILL)
+        assert_nobody_listens()
+        if not kept:
+            state.unlink()
+
+    tell = sky.flying.flight.progress
+
+    def progress(kind: str, value: float) -> None:
+        tell(kind, value)
+        if value >= 150_000 and board.boot_id == "boot-1":
+            reboot(board, loses)
+
+    sky.flying.flight.progress = progress
+    upload.upload(sky.flying, step(protocol="cfdp"))
+    windows, (rebooted,) = sky.of("upload_window"), sky.of("upload_rebooted")
+    (after,) = [event for event in windows if event["after_reboot"]]
+    confirmed = rebooted["bytes_acked"]
+    assert confirmed >= 150_000
+    if kept:
+        at = int(rebooted["goes_on"].removeprefix("the transaction is continued at byte "))
+        assert 0 < at <= confirmed
+        assert after["bytes_lost"] == confirmed - at
+    else:
+        assert rebooted["goes_on"] == "a new transaction from byte 0"
+        assert after["bytes_lost"] == confirmed
+    assert sum(event["bytes_resent"] for event in windows) >= after["bytes_lost"]
+    assert sum(event["bytes_sent"] - event["bytes_resent"] for event in windows) == SIZE
+    assert_whole(sky, tmp_path)
+    assert not state.exists()
+    assert_nobody_listens()
+
+
+def test_a_shed_load_in_an_upload_is_waited_for(
+    sky: Sky, board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses() -> None:
+        sky.daemon_tells("load_shed")
+        sky.power = "shed"
+        sky.flying.board.cut = BenchError("the power of board vb1 was cut")
+        threading.Timer(0.3, restored).start()
+
+    def restored() -> None:
+        sky.daemon_tells("load_restored")
+        sky.power = "on"
+
+    reboot_at(board, 100_000, loses, monkeypatch)
+    upload.upload(sky.flying, step(clock_rate=10))
+    (rebooted,), (boot,) = sky.of("upload_rebooted"), sky.of("boot")
+    assert rebooted["cause"] == "load shed"
+    assert boot["cause"] == "load restored"
+    assert sky.flying.board.looked == [7, None, None], "the console is read from before the cut"
+    assert sky.flying.board.accepted == 1
+    assert_whole(sky, tmp_path)
+
+
+def test_a_link_that_fails_in_one_boot_is_no_reboot(sky: Sky, board: BoardServer) -> None:
+    board.cut_at = 100_000
+    with pytest.raises(BoardError, match="payload link of vb1 failed before loss of signal"):
+        upload.upload(sky.flying, step(clock_rate=10))
+    assert sky.of("upload_rebooted") == []
+
+
+def test_a_board_that_stays_down_ends_the_upload(sky: Sky, board: BoardServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sky.flying.type.boot.timeout_s = 0.4
+    reboot_at(board, 100_000, board.stop_listening, monkeypatch)
+    with pytest.raises(BoardError, match=r"vb1 went down and was not back after 0\.4 s"):
+        upload.upload(sky.flying, step(clock_rate=10))
+
+
+def test_a_power_cut_that_is_no_load_shed_ends_the_upload(
+    sky: Sky, board: BoardServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loses() -> None:
+        sky.flying.board.cut = BenchError("the power of board vb1 was cut: requested")
+
+    reboot_at(board, 100_000, loses, monkeypatch)
+    with pytest.raises(BenchError, match="was cut: requested"):
+        upload.upload(sky.flying, step(clock_rate=10))
 
 
 def test_a_board_that_was_never_heard_ends_the_upload(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
