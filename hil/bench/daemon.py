@@ -20,7 +20,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,10 @@ class Daemon:
     # --------------------------------------------------------------------------------------------------- what it serves
     async def _serve_api(self) -> None:
         import uvicorn
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
         from hil.bench.api import make_app
+        from hil.bench.request_limits import in_time
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
@@ -194,6 +196,7 @@ class Daemon:
 
         config = uvicorn.Config(
             make_app(self.account, self.operations),
+            http=in_time(AutoHTTPProtocol),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -238,7 +241,24 @@ class Daemon:
             boot_id=lease_module.host_boot_id(),
             started=lease_module.process_started,
             groups=lease_groups(self.bench),
+            removed=self._removed_users(),
         )
+
+    def _removed_users(self) -> Callable[[str], bool]:
+        """Says whether a user of another host was removed; looks at the file that `hil bench token` writes."""
+        if self.bench.file.remote is None:
+            return lambda user: False
+        from hil.bench.remote import Users
+
+        users = Users(self.bench.state_dir)
+
+        def removed(user: str) -> bool:
+            try:
+                return user not in users.list()
+            except BenchError:
+                return False  # nobody knows: the lease's time to live bounds it
+
+        return removed
 
     # -------------------------------------------------------------------------------------------------- what it watches
     async def _watch_idle(self) -> None:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from hil.errors import BenchError, UsageError
 
-EndCause = Literal["released", "expired", "holder_died", "preempted", "host_rebooted"]
+EndCause = Literal["released", "expired", "holder_died", "preempted", "host_rebooted", "user_removed"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS lease (
@@ -44,12 +44,14 @@ CREATE TABLE IF NOT EXISTS over (
 OVER_KEPT = 200
 # More leases than can have been granted since SQLite last waited for the disk: it does so every 1,000 pages.
 FENCES_A_BOOT = 10_000
+OVER_TLS = " over TLS"  # behind the name of a lease's user who is on another host
 _TOLD: dict[EndCause, str] = {
     "released": "was released",
     "expired": "ran out: it was not renewed in time",
     "holder_died": "ended with the process that held it",
     "preempted": "was taken over",
     "host_rebooted": "ended when the bench's host was booted",
+    "user_removed": "ended with its user, who was removed from this bench",
 }
 
 
@@ -90,7 +92,8 @@ class LeaseStore:
 
     `started` gives the kernel's start time of a process or None when it is dead (OSError: it cannot tell): pid and
     start time together name a process for good, a pid alone is used again. `groups` names for a board all those that
-    can only be leased together with it: they hang on one supply whose channels are not independent.
+    can only be leased together with it: they hang on one supply whose channels are not independent. `removed` says
+    whether a user of another host is no longer one of the bench's.
     """
 
     def __init__(
@@ -101,8 +104,10 @@ class LeaseStore:
         boot_id: str,
         started: Callable[[int], int | None],
         groups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+        removed: Callable[[str], bool] = lambda user: False,
     ) -> None:
         self._path = path
+        self._removed = removed
         self._groups = groups
         # What the tables hold, read once after each change: nobody else writes them.
         self._held: tuple[tuple[Lease, str], ...] | None = None
@@ -211,7 +216,7 @@ class LeaseStore:
         return lease
 
     def expire(self, now_s: float) -> None:
-        """End what is over: TTL passed, holder dead, or of another boot of the host. See `unsettled` for what ended."""
+        """End what is over: TTL passed, holder dead, user removed, or of another boot of the host; see `unsettled`."""
         for lease, boot_id in self._rows():
             if boot_id != self._boot_id:
                 cause: EndCause = "host_rebooted"
@@ -219,6 +224,8 @@ class LeaseStore:
                 cause = "expired"
             elif self._died(lease):
                 cause = "holder_died"
+            elif lease.user.endswith(OVER_TLS) and self._removed(lease.user.removesuffix(OVER_TLS)):
+                cause = "user_removed"
             else:
                 continue
             with self._transaction():

@@ -24,6 +24,7 @@ from hil.bench.fixtures import Fixtures
 from hil.bench.flight import FlightControl
 from hil.bench.heart import Heart
 from hil.bench.lease_desk import LeaseDesk, Request
+from hil.bench.leases import OVER_TLS
 from hil.bench.powerfaults import LatchUpLimits
 from hil.errors import BenchError, UsageError
 from hil.inventory import Bench
@@ -173,7 +174,7 @@ class Operations:
         request = Request(
             alternatives=tuple(tuple(dict.fromkeys(boards)) for boards in (body.any_of or [body.boards])),
             holder=body.holder if user is None else f"{user}: {body.holder}",
-            user=body.user if user is None else f"{user} over TLS",
+            user=body.user.removesuffix(OVER_TLS) if user is None else f"{user}{OVER_TLS}",
             pid=body.pid if user is None else None,  # a process of another host cannot be watched: only its TTL ends it
             ttl_s=body.ttl_s,
             wait_s=body.wait_s,

@@ -22,7 +22,7 @@ from typing import Any
 
 from hil.bench.journal import utc_text
 from hil.bench.pumps import pump, until_one_ends
-from hil.bench.request_limits import Asgi, Scope, refuse
+from hil.bench.request_limits import Asgi, Scope, in_time, refuse
 from hil.bench.sockets import describe_error
 from hil.errors import BenchError, HilError, UsageError
 
@@ -247,10 +247,10 @@ class RemoteServer:
         config = uvicorn.Config(self._app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=3600)
         config.load()
         state = ServerState()
+        served = in_time(config.http_protocol_class)
 
         def http() -> asyncio.Protocol:
-            protocol: asyncio.Protocol = config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
-            return protocol
+            return served(config=config, server_state=state, app_state={})
 
         def stream() -> asyncio.Protocol:
             reader = asyncio.StreamReader(limit=HANDSHAKE_BYTES)

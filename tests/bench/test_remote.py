@@ -136,6 +136,24 @@ def test_only_the_right_bench_and_only_known_users(lab: Lab, monkeypatch: pytest
     terminal.close()
 
 
+def test_a_user_who_is_removed_loses_the_lease_and_the_board_is_switched_off(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = load_remote(opened(lab, monkeypatch))
+    with lab.attach() as local, attach(bench) as daemon:
+        lease = daemon.lease(["b1"], ttl_s=600.0, renew=False)
+        daemon.board("b1", lease).power.on()
+        assert lab.supply.is_on()
+        users = Users(lab.bench.state_dir)
+        monkeypatch.setenv("HIL_BENCH_TOKEN", users.add("bert", time.time()))
+        with attach(bench) as other, other.lease(["b2"], ttl_s=600.0, renew=False):
+            users.remove("anna")
+            until(lambda: not lab.supply.is_on(), 10)
+            until(lambda: [held["boards"] for held in local.leases()] == [["b2"]])
+        with local.lease(["b1"], wait_s=10):  # free for the next one
+            assert "user_removed" in lab.log()
+
+
 def test_a_client_of_another_host_that_vanishes_keeps_its_board_until_the_ttl(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

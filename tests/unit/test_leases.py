@@ -127,6 +127,23 @@ def test_a_reboot_of_the_host_ends_every_lease(tmp_path: Path) -> None:
     assert take(same_boot, "b", now=3.0)[0].fence < first.fence + 10_010
 
 
+def test_a_user_who_is_removed_loses_the_leases_taken_from_another_host(tmp_path: Path) -> None:
+    users = {"anna", "bert"}
+    path = tmp_path / "leases.sqlite"
+    leases = LeaseStore(path, BOARDS, boot_id="boot", started={1: 100}.get, removed=lambda user: user not in users)
+    _, token = take(leases, "a", user="anna over TLS")
+    take(leases, "b", user="bert over TLS")
+    take(leases, "c", user="carl", pid=1)  # on this host, where nobody keeps a list
+    leases.expire(1.0)
+    assert leases.unsettled() == ()
+    users.remove("anna")
+    leases.expire(2.0)
+    assert [(ended.board, ended.cause) for ended in leases.unsettled()] == [("a", "user_removed")]
+    with pytest.raises(BenchError, match="ended with its user, who was removed from this bench"):
+        leases.check(token, "a", 2.0)
+    assert [lease.boards for lease in leases.leases()] == [("b",), ("c",)]
+
+
 def test_a_store_from_before_leases_had_users_is_read(tmp_path: Path) -> None:
     leases = store(tmp_path)
     _, token = take(leases, "a")

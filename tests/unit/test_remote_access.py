@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,39 @@ def test_connections_are_few_and_mute_ones_end(served: Served, monkeypatch: pyte
     http.close()
     for sock in raw:
         sock.close()
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [b"GET /", b"GET / HTTP/1.1\r\nX-A: ", b"POST /v1/leases HTTP/1.1\r\nContent-Length: 900\r\n\r\n"],
+    ids=["line", "head", "body"],
+)
+def test_a_request_that_trickles_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch, begins: bytes) -> None:
+    """Whether its head or its body takes for ever; one before it on the same connection was in time."""
+    monkeypatch.setattr("hil.bench.request_limits.REQUEST_S", 0.3)
+    sock = served.address().connect(10)
+    whole = b"GET /v1/leases HTTP/1.1\r\nAuthorization: Bearer " + served.token.encode() + b"\r\n\r\n"
+    sock.sendall(whole)
+    assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+    time.sleep(0.4)  # nobody asks for anything: that is allowed
+    head = begins.replace(b"\r\n", b"\r\nAuthorization: Bearer " + served.token.encode() + b"\r\n", 1)
+    sock.sendall(head)
+    assert dropped(sock), "ten seconds of trickling were taken"
+    sock.close()
+
+
+def dropped(sock: socket.socket) -> bool:
+    """Whether the connection ends while bytes of a request trickle."""
+    try:
+        for _ in range(200):
+            sock.sendall(b"x")
+            sock.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                if not sock.recv(4096):
+                    return True
+    except OSError:
+        return True
+    return False
 
 
 def test_tokens_are_kept_as_hashes_and_a_new_one_voids_the_old(tmp_path: Path) -> None:
