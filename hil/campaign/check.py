@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hil.campaign import plan
+from hil.campaign.cfdp_rate import sender_rates
 from hil.campaign.evidence import NoEvidence
 from hil.campaign.feasible import Outlook, outlook
 from hil.campaign.measures_timeline import OF_TIMELINE
@@ -67,7 +68,7 @@ def check_mission(mission: Mission, board: BoardType, place: Place | None = None
     if "upload" in kinds:
         findings.append(_upload(mission, timeline))
     if any(step.upload is not None and step.upload.protocol == "cfdp" for step in mission.file.steps):
-        findings.append(_cfdp())
+        findings += [_cfdp(), _cfdp_rate(mission, timeline, board)]
     findings += [_rates(mission, timeline, place), _edges(mission, timeline)]
     findings += [_envelope(board, mission), _bus_range(board, mission), _balance(timeline), _sunlight(timeline)]
     findings.append(_loop(timeline, board))
@@ -124,6 +125,18 @@ def _cfdp() -> Finding:
     except UsageError as lack:
         return Finding("CFDP", False, f"{lack.message}: {lack.hint}")
     return Finding("CFDP", True, "cfdp-py is installed; the board needs its Python, and UDP through the payload link")
+
+
+def _cfdp_rate(mission: Mission, timeline: Timeline, board: BoardType) -> Finding:
+    """The sender does not wait for a receiver that is too slow: what that loses is asked for and sent again."""
+    rates = sender_rates(mission, timeline, board)
+    worst = max(rates, key=lambda rate: rate.needed_bps)
+    told = f"{worst.place} sends {_bps(worst.needed_bps)} at clock rate {worst.clock_rate:g}"
+    data = {"needed_bps": worst.needed_bps, "limit_bps": worst.limit_bps, "clock_rate": worst.highest_clock_rate}
+    if board.cfdp_receiver is None:
+        return Finding("CFDP receiver", None, f"{told}; the board type does not say what its receiver takes", data)
+    takes = f"{board.name} takes {_bps(board.cfdp_receiver.rate_bps)} ({board.cfdp_receiver.source})"
+    return Finding("CFDP receiver", worst.fits, f"{told}; {takes}{'' if worst.fits else f': {worst.advice}'}", data)
 
 
 def _rates(mission: Mission, timeline: Timeline, place: Place) -> Finding:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
+from hil.campaign.cfdp_rate import check_sender_rates
 from hil.campaign.finish import Finished, finish
 from hil.campaign.flying import Flying, Say, TimeIsUp
 from hil.campaign.pace import Pace
@@ -30,11 +31,13 @@ from hil.inference.client import LinkLost
 from hil.inventory import Bench, Mission
 from hil.inventory.environment import environment
 from hil.mission import timeline_file
+from hil.mission.compile import compile_timeline
 
 if TYPE_CHECKING:
     from hil import client
     from hil.client import Flight
     from hil.inventory.bench import BenchBoard
+    from hil.inventory.board_type import BoardType
     from hil.mission.timeline import Timeline
 
 _CUT_S = 3.0  # a cut of a reachable instrument takes a few tenths of a second
@@ -64,7 +67,7 @@ def fly(
     environment(mission, board_type)
     check_features(bench, mission, name)
     check_model(mission)
-    check_protocols(mission)
+    check_protocols(mission, board_type, pace)
     run = create_run(runs, bench, mission)
     write_provenance(run, bench, mission, name)
     add_provenance(run, clock=pace.facts(mission))
@@ -177,10 +180,12 @@ def check_model(mission: Mission) -> None:
         )
 
 
-def check_protocols(mission: Mission) -> None:
-    """Refuse to fly an upload by a protocol whose package is not installed here."""
+def check_protocols(mission: Mission, board_type: BoardType, pace: Pace) -> None:
+    """Refuse to fly an upload by a protocol whose package is not installed here, or too fast for the board."""
     if any(step.upload is not None and step.upload.protocol == "cfdp" for step in mission.file.steps):
         cfdp.require()
+        if board_type.cfdp_receiver is not None:
+            check_sender_rates(mission, compile_timeline(environment(mission, board_type)), board_type, pace)
 
 
 def create_run(runs: Path, bench: Bench, mission: Mission) -> Path:

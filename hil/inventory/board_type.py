@@ -82,6 +82,13 @@ class PowerFigures(Strict):
     source: str
 
 
+class CfdpReceiver(Strict):
+    """What the CFDP receiver on this board keeps up with, in Ethernet bits a second; `source` says who measured it."""
+
+    rate_bps: float = Field(gt=0)
+    source: str
+
+
 class BoardType(Strict):
     """One file under boards/."""
 
@@ -99,6 +106,9 @@ class BoardType(Strict):
     shutdown: Shutdown = Shutdown()
     power: PowerFigures
     modelled_power: ModelledPower | None = None
+    cfdp_receiver: CfdpReceiver | None = Field(
+        default=None, description="measured; without it nobody knows whether `protocol: cfdp` is too fast"
+    )
     runtime_python: str = "/usr/bin/python3"
     onboard_dir: str = "/var/lib/hil"
 

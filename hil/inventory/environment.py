@@ -53,7 +53,7 @@ def _design(mission: Mission) -> Orbit:
     raise UsageError("the orbit has no source", hint="give exactly one of tle, omm, kepler, sso")
 
 
-def line_of(mission: Mission, *key: str) -> int:
+def line_of(mission: Mission, *key: str | int) -> int:
     """The line on which a key of the mission stands, in the chosen case if that sets it; 1 for a key that is absent."""
     _, lines = yaml_file.read(mission.path)
     in_case = ("cases", mission.file.case or "", *key)

@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 import yaml
 
+from hil.campaign import fly
 from hil.campaign.check import Finding, Place, check_mission
+from hil.campaign.pace import Pace
 from hil.drivers import cfdp
-from hil.inventory import load_bench, load_board_type, load_mission
+from hil.errors import UsageError
+from hil.inventory import BoardType, load_bench, load_board_type, load_mission
+from hil.inventory.board_type import CfdpReceiver
 
 ROOT = Path(__file__).resolve().parents[2]
 BOARD = load_board_type(ROOT / "boards/virtual-arm64.yaml")
 ALL = frozenset({*BOARD.features, "console", "payload", "mgmt"})
 
 
-def check(tmp_path: Path, change: dict[str, Any], place: Place | None = None) -> dict[str, Finding]:
+def check(
+    tmp_path: Path, change: dict[str, Any], place: Place | None = None, board: BoardType = BOARD
+) -> dict[str, Finding]:
     """The short mission, a day of it, with a case laid over it."""
     data = yaml.safe_load((ROOT / "fixtures/missions/short.yaml").read_text())
     data["orbit"]["tle"] = str(ROOT / "fixtures/tle" / Path(data["orbit"]["tle"]).name)
@@ -27,7 +33,7 @@ def check(tmp_path: Path, change: dict[str, Any], place: Place | None = None) ->
     data["cases"] = {"it": change}
     path = tmp_path / "mission.yaml"
     path.write_text(yaml.safe_dump(data))
-    return {item.what: item for item in check_mission(load_mission(path, "it"), BOARD, place)}
+    return {item.what: item for item in check_mission(load_mission(path, "it"), board, place)}
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -50,6 +56,34 @@ def test_a_link_faster_than_the_emulator_is_said(tmp_path: Path) -> None:
     assert (found.ok, found.data["needed_bps"]) == (False, 60 * 300e3)
     assert check(tmp_path, {}, Place(ALL, 20e6))["link rates"].ok is True
     assert check(tmp_path, {}, Place(ALL))["link rates"].ok is None
+
+
+def test_a_clock_that_is_too_fast_for_the_boards_cfdp_receiver_is_said_with_its_place_and_the_rate_to_write(
+    tmp_path: Path,
+) -> None:
+    """The uplink of the mission has 300 kbit/s."""
+    steps: list[dict[str, Any]] = [{"boot": None}, {"upload": {"protocol": "cfdp"}}, {"end": None}]
+    receiver = CfdpReceiver(rate_bps=2.0e6, source="measured here")
+    slow = BOARD.model_copy(update={"cfdp_receiver": receiver})
+    found = check(tmp_path, {"steps": steps}, board=slow)["CFDP receiver"]
+    assert (found.ok, found.data["needed_bps"], found.data["clock_rate"]) == (False, 60 * 300e3, 6)
+    lines = (tmp_path / "mission.yaml").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "protocol: cfdp" in text)
+    assert f"mission.yaml:{line - 1}: step 2 (upload) sends 18 Mbit/s at clock rate 60" in found.found
+    assert "write `clock_rate: 6` there" in found.found
+    assert "2 Mbit/s (measured here)" in found.found
+    steps[1]["upload"]["clock_rate"] = 6
+    found = check(tmp_path, {"steps": steps}, board=slow)["CFDP receiver"]
+    assert (found.ok, "write" in found.found) == (True, False)
+    mission = load_mission(tmp_path / "mission.yaml", "it")
+    fly.check_protocols(mission, slow, Pace.of(mission))
+    with pytest.raises(UsageError, match=r"mission\.yaml:\d+: step 2 \(upload\): CFDP would send 12 Mbit/s") as caught:
+        fly.check_protocols(mission, slow, Pace.of(mission, rate=40))
+    assert "`clock_rate: 6`" in caught.value.hint
+    slower = BOARD.model_copy(update={"cfdp_receiver": CfdpReceiver(rate_bps=0.2e6, source="x")})
+    assert "`protocol: sftp`" in check(tmp_path, {"steps": steps}, board=slower)["CFDP receiver"].found
+    unknown = BOARD.model_copy(update={"cfdp_receiver": None})
+    assert check(tmp_path, {"steps": steps}, board=unknown)["CFDP receiver"].ok is None
 
 
 def test_a_bus_that_would_harm_the_board_is_said(tmp_path: Path) -> None:

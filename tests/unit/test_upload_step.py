@@ -23,6 +23,7 @@ from test_ssh import BoardServer, make_key, pin
 from upload_sky import CLOCK_RATE, CONTACT_S, RATE_BPS, Board, Pass, Sky
 
 from hil.campaign import fly, upload
+from hil.campaign.pace import Pace
 from hil.client.console import Console
 from hil.client.console_shell import ConsoleShell
 from hil.drivers import cfdp
@@ -334,10 +335,11 @@ def test_what_cannot_be_flown_is_refused(sky: Sky, tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="no jump host"):
         upload.upload(sky.flying, step(protocol="cfdp"))
     mission: Any = SimpleNamespace(file=SimpleNamespace(steps=[SimpleNamespace(upload=step(protocol="cfdp"))]))
-    fly.check_protocols(mission)
+    board: Any = SimpleNamespace(cfdp_receiver=None)
+    fly.check_protocols(mission, board, Pace())
     monkeypatch.setattr(cfdp.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="cfdp-py") as caught:
-        fly.check_protocols(mission)
+        fly.check_protocols(mission, board, Pace())
     assert "protocol: sftp" in caught.value.hint
 
 
