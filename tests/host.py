@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -41,9 +43,25 @@ class Host:
             self._worst_s = max(self._worst_s, time.monotonic() - began - pause_s)
 
 
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that are free now, for a server that starts later.
+
+    Below those that the kernel gives to whoever asks for any, so that none of them is taken meanwhile.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    below = range(lowest // 2, lowest) if lowest > 8192 else range(8192, 60_000)
+    found: list[int] = []
+    for port in random.SystemRandom().sample(below, len(below)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
+
+
 def left_behind(mark: str) -> list[str]:
     """Kill what the tests started and did not end, found by an entry of its environment; a moment's grace is given."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 10
     while (found := _marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in found:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from host import free_ports
 
 from hil import paths
 from hil.drivers.ssh import Login, Shell, host_key, pin
@@ -68,8 +69,7 @@ def serve(
     for name in ("host", "id"):
         if not (directory / name).exists():
             artefacts.run_tool(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], "making keys")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     (directory / "passwd").write_text(f"{USER}:x:1000:1000::{directory}:/bin/sh\n")
     (directory / "sshd_config").write_text(_configuration(tree, directory, address, port))
     inner = 'mount --bind "$1" /etc/passwd && shift && exec unshare --map-user=1000 --map-group=1000 "$@"'
@@ -89,7 +89,7 @@ def serve(
             env={**os.environ, "LD_LIBRARY_PATH": libraries},
         )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 key = host_key(found.login, broker=broker, timeout_s=5)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import prometheus
 import pytest
 import yaml
+from host import free_ports
 
 from hil.bench.journal import read_events
 from hil.inventory import Bench, load_bench
@@ -39,15 +40,6 @@ def until(condition: Callable[[], T], timeout_s: float, what: str) -> T:
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for {what}"
         time.sleep(0.05)
     return value
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that are free now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(sock.getsockname()[1]) for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 def write_bench(directory: Path, name: str, change: Change = lambda content: None) -> Path:

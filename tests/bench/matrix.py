@@ -104,7 +104,7 @@ boards:
 """
 
 
-def until(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "") -> None:
+def until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "") -> None:
     """Wait for `condition`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -263,7 +263,7 @@ class Meter:
             watts = volts * amperes
             excess = watts if volts > VOLTAGE_MAX_V * 1.01 else max(0.0, watts - POWER_MAX_W)
             if before is not None and began <= t <= end:
-                joules += 0.5 * (excess + before[1]) * (t - before[0])
+                joules += 0.5 * (excess + before[1]) * (t - max(before[0], began))
             before = (t, excess)
         return Outcome(end - began, joules)
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from host import free_ports
 
 from hil import dashboards
 
@@ -74,7 +74,7 @@ class Prometheus:
             return False
 
     def wait_for(
-        self, expr: str, accept: Callable[[list[Sample]], bool] = bool, *, timeout_s: float = 30.0
+        self, expr: str, accept: Callable[[list[Sample]], bool] = bool, *, timeout_s: float = 60.0
     ) -> list[Sample]:
         """The first answer to `expr` that `accept` takes; by default the first that is not empty."""
         deadline = time.monotonic() + timeout_s
@@ -98,8 +98,7 @@ def running(binary: Path, directory: Path) -> Iterator[Prometheus]:
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(CONFIG, directory)
     (directory / "targets").mkdir(exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     log = directory / "prometheus.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -116,10 +115,10 @@ def running(binary: Path, directory: Path) -> Iterator[Prometheus]:
         )
     server = Prometheus(f"http://{address}", directory / "targets")
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not server.ready():
             assert process.poll() is None, f"Prometheus ended: {log.read_text()}"
-            assert time.monotonic() < deadline, f"Prometheus is not ready after 30 s: {log.read_text()}"
+            assert time.monotonic() < deadline, f"Prometheus is not ready after 60 s: {log.read_text()}"
             time.sleep(0.1)
         yield server
     finally:

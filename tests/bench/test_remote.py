@@ -159,14 +159,14 @@ def test_a_client_of_another_host_that_vanishes_keeps_its_board_until_the_ttl(
 ) -> None:
     bench = load_remote(opened(lab, monkeypatch))
     daemon = attach(bench)
-    lease = daemon.lease(["b1"], ttl_s=2.0, renew=False)
+    asked = time.monotonic()
+    lease = daemon.lease(["b1"], ttl_s=3.0, renew=False)
     daemon.board("b1", lease).power.on()
-    granted = time.monotonic()
     daemon.close()  # its connections; the process goes on, but nobody there could tell
     with lab.attach() as local:
-        until(lambda: not lab.supply.is_on(), 5)
-        assert 1.5 < time.monotonic() - granted < 4.0
-        assert local.leases() == []
+        until(lambda: not lab.supply.is_on())
+        assert time.monotonic() - asked > 2.9
+        until(lambda: not local.leases())
     with attach(bench) as again, pytest.raises(BenchError, match=f"lease {lease.id} ran out"):
         again.board("b1", lease).power.on()
 
@@ -258,7 +258,7 @@ def test_the_line_is_told_and_served(lab: Lab) -> None:
         assert shown["wiring"]["power"][0]["channel"] == 1
         first.release()
         for thread in threads:
-            thread.join(10)
+            thread.join(30)
         assert order == ["high", "low"]
 
 
@@ -272,21 +272,21 @@ daemon = attach(load_bench(Path(sys.argv[1])))
 lease = daemon.lease(["b1"])
 board = daemon.board("b1", lease)
 board.power.on()
-with board.flash_section(grace_s=1.5):
+with board.flash_section(grace_s=3.0):
     print("flashing", flush=True)
     time.sleep(600)
 """
     process = subprocess.Popen([sys.executable, "-c", script, str(lab.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "flashing\n"
+    killed = time.monotonic()
     process.kill()
     process.communicate()
-    killed = time.monotonic()
     with lab.attach() as daemon:
         until(lambda: not daemon.leases())
         assert lab.supply.is_on()
-        with daemon.lease(["b1"], wait_s=10):
-            assert time.monotonic() - killed > 1.4
+        with daemon.lease(["b1"], wait_s=30):
+            assert time.monotonic() - killed > 2.9
             assert not lab.supply.is_on()
 
 
@@ -306,7 +306,7 @@ def test_a_board_is_shut_down_before_it_is_switched_off(lab: Lab) -> None:
         thread = threading.Thread(target=board)
         thread.start()
         lease.release()
-        thread.join(5)
+        thread.join(30)
         assert not lab.supply.is_on()
     assert heard == [b"\x03\rpoweroff\r", b"on"]
     assert "shut down over its console" in lab.log()
@@ -328,7 +328,7 @@ def test_who_waits_is_told_that_the_daemon_ends(lab: Lab) -> None:
         thread.start()
         until(daemon.waiting)
         daemon.stop(force=True)
-        thread.join(10)
+        thread.join(30)
         assert said == ["the bench daemon is ending"]
 
 
@@ -346,7 +346,7 @@ def test_who_waits_is_told_when_the_daemon_is_killed_and_who_holds_goes_on(lab: 
             thread.start()
             until(lambda: daemon.waiting())
             os.kill(pid, signal.SIGKILL)
-            thread.join(10)
+            thread.join(30)
             assert not thread.is_alive()
         until(lambda: gone(pid))
     with lab.attach() as again:

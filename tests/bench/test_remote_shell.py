@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import sshd
+from host import free_ports
 from sshd import Sshd
 from test_daemon import Lab
 from test_remote import changed, opened
@@ -126,8 +127,8 @@ def test_a_hand_over_in_mid_stream_ends_the_stream(far: Bench, lab: Lab) -> None
     with lab.attach() as local:
         took = time.monotonic()
         with local.lease(["b1"], preempt=True, reason="release tonight"):
-            thread.join(10)
-            assert ended[0] - took < 3.0
+            thread.join(30)
+            assert ended[0] - took < 30.0  # and the command takes 60
             assert "release tonight" in str(said[0])
             assert not shell.alive
             with pytest.raises(BenchError, match="release tonight"):
@@ -148,7 +149,7 @@ def test_only_the_holder_of_a_lease_gets_a_stream(far: Bench, url: str) -> None:
     with ssh_stream(address, "b1", "mgmt", lease.token, 5) as stream:
         assert stream.recv(4) == b"SSH-"
         lease.release()
-        stream.settimeout(3)
+        stream.settimeout(15)
         while stream.recv(4096):
             pass
     with pytest.raises(BenchError, match="was released"):
@@ -182,9 +183,9 @@ def test_a_lease_ends_a_stream_to_a_board_that_takes_nothing(lab: Lab, monkeypat
                 stream.sendall(bytes(64 << 20))
             lease.release()
             with contextlib.suppress(ConnectionError):
-                stream.settimeout(3.0)
+                stream.settimeout(15.0)
                 assert stream.recv(1) == b""
-            peer.settimeout(3.0)
+            peer.settimeout(15.0)
             with contextlib.suppress(ConnectionError):
                 while peer.recv(1 << 20):
                     pass
@@ -192,8 +193,7 @@ def test_a_lease_ends_a_stream_to_a_board_that_takes_nothing(lab: Lab, monkeypat
 
 
 def test_a_board_that_does_not_answer_is_the_boards_fault(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     wired(lab, port)
     url = opened(lab, monkeypatch)
     with (
@@ -201,7 +201,7 @@ def test_a_board_that_does_not_answer_is_the_boards_fault(lab: Lab, monkeypatch:
         daemon.lease(["b1"]) as lease,
         pytest.raises(BoardError, match=f"nothing answers at 127.0.0.1 port {port}: .*refused"),
     ):
-        daemon.board("b1", lease).reconnect(0.5)
+        daemon.board("b1", lease).reconnect(2.0)
     with lab.attach() as local:
         local.stop()
     with pytest.raises(BenchError, match="no bench daemon answers on https"):

@@ -90,7 +90,7 @@ def tell(host: Host, request: pytest.FixtureRequest) -> Callable[[str, Outcome, 
         request.config.stash[SAFETY_ROWS].append(entry)
         print(f"{row}: {outcome.seconds:.2f} s, {outcome.joules:.2f} J, {cut_by}")
         host.excuses(row, outcome.seconds, limit_s)
-        # No more than the overload itself can have delivered, plus what two samples may be apart.
+        # No more than the overload itself can have delivered, and a little for what the supply's meter adds.
         assert outcome.joules <= (OVERLOAD_W - POWER_MAX_W) * (outcome.seconds + 0.1) or row == "stranger"
 
     return judge
@@ -272,7 +272,7 @@ def test_a_stranger_on_the_network(lab: Lab, tell: Tell) -> None:
         meter = lab.meter()
         lab.tell(":SOUR1:VOLT 25")
         tell("stranger", meter.until_off(10), lab_closed(lab))
-        until(lambda: daemon.status()["boards"]["b1"]["state"] == "tripped", 5)
+        until(lambda: daemon.status()["boards"]["b1"]["state"] == "tripped")
     assert "ovp" in lab.cut_by()
     assert max(volts for _, volts, _, _ in meter.samples) < 21.0
 
@@ -344,7 +344,7 @@ def test_clear_after_trip(make_lab: MakeLab, tell: Tell) -> None:
         meter = lab.meter()
         lab.truth.do("trip", channel=1, kind="ovp")
         tell("clear-after-trip", meter.until_off(10), "the supply's protection")
-        until(lambda: daemon.status()["boards"]["b1"]["state"] == "tripped", 5)
+        until(lambda: daemon.status()["boards"]["b1"]["state"] == "tripped")
         watch = lab.meter()
         began = time.monotonic()
         board.power.on()
@@ -386,5 +386,5 @@ def running(pid: int) -> bool:
 def lab_closed(lab: Lab) -> str:
     """Who closed the intent; the entry follows the measured volts by a write to the disk."""
     with contextlib.suppress(AssertionError):
-        until(lab.cut_by, 5)
+        until(lab.cut_by, 20)
     return lab.cut_by()

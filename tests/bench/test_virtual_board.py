@@ -16,7 +16,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from benches import free_ports
+from host import free_ports
 
 from hil.drivers import broker
 from hil.paths import cache_dir, runtime_dir
@@ -147,7 +147,7 @@ def test_answers_on_both_ports_with_pinned_keys(booted: Rig) -> None:
 
 def test_an_idle_board_draws_idle_power(booted: Rig) -> None:
     readings: list[float] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (len(readings) < 10 or sorted(readings[-10:])[5] > 6.0):
         readings.append(booted.watts())
         time.sleep(0.06)
@@ -181,7 +181,7 @@ def test_a_power_cut_is_a_kill_and_the_disk_keeps_what_was_synced(booted: Rig) -
     pid = supervisor.status(rig.bench)["boards"]["vb1"]["pid"]
     handle = os.pidfd_open(pid)
     rig.send(":OUTP CH1,OFF")
-    assert select.select([handle], [], [], 2.0)[0], "QEMU survived the power cut"
+    assert select.select([handle], [], [], 15.0)[0], "QEMU survived the power cut"
     os.close(handle)
     assert rig.watts() == 0.0
 
@@ -206,7 +206,7 @@ def test_a_killed_supervisor_leaves_no_process(booted: Rig) -> None:
     handles = [os.pidfd_open(pid) for pid in children]
     os.kill(found["pid"], signal.SIGKILL)
     for handle in handles:
-        assert select.select([handle], [], [], 5.0)[0], "a child survived its supervisor"
+        assert select.select([handle], [], [], 20.0)[0], "a child survived its supervisor"
         os.close(handle)
     assert not supervisor.status(booted.bench)["running"]
     for path in Path(booted.bench.runtime).iterdir():

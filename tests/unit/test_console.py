@@ -73,7 +73,7 @@ async def serving(tmp_path: Path, board: Board | None = None, **more: int) -> As
         await console.stop()
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -86,7 +86,7 @@ def client(tmp_path: Path, token: str | None = None, death: tuple[str, ...] = ()
 
 def run(scenario: Awaitable[None]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(scenario, 20)
+        await asyncio.wait_for(scenario, 60)
 
     asyncio.run(bounded())
 

@@ -97,7 +97,7 @@ def rfc2217_server(board: str) -> Iterator[tuple[int, Any]]:
         line.close()
 
 
-def exchange(port: Port, data: bytes, timeout_s: float = 5.0) -> bytes:
+def exchange(port: Port, data: bytes, timeout_s: float = 20.0) -> bytes:
     """Write all of `data`, read as much back."""
     heard, deadline = bytearray(), time.monotonic() + timeout_s
     left = data
@@ -274,7 +274,7 @@ def test_a_baud_rate_that_no_tty_has(tmp_path: Path) -> None:
         Console("vb1", "/dev/null", 12345, tmp_path, on_error=lambda error: None)
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

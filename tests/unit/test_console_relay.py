@@ -16,7 +16,7 @@ from hil.virtual.console import ConsoleRelay
 async def read_until(descriptor: int, end: bytes) -> bytes:
     heard = b""
     os.set_blocking(descriptor, False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not heard.endswith(end):
             try:
                 heard += os.read(descriptor, 65536)
@@ -31,7 +31,7 @@ def open_line(path: Path) -> int:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110  (the relay has no event for tests)
             await asyncio.sleep(0.001)
 
@@ -50,7 +50,7 @@ def test_early_bytes_wait_for_a_reader_and_boots_stay_in_order(tmp_path: Path) -
         line = open_line(tmp_path / "tty")
         assert await read_until(line, b"$") == first + b"boot two\r\n$"
         os.write(line, b"root\r")
-        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"root\r"
+        assert await asyncio.wait_for(reader.readexactly(5), 20) == b"root\r"
         assert relay.dropped_bytes == 0
         qemu.close()
         relay.close()

@@ -79,9 +79,10 @@ def test_a_channel_of_another_supply_measures_and_nothing_else() -> None:
         async with VirtualSupply(loads={2: RecordedLoad(((0.0, 6.0),))}) as virtual:
             supply = ScpiSupply("rigol-dp800", f"tcp://127.0.0.1:{virtual.port}")
             virtual.instrument.execute(":APPL CH2,15,1;:OUTP CH2,ON")
-            await asyncio.sleep(0.1)
-            found = await other_channel(supply, 2)()
-            assert found.power_w == pytest.approx(6.0, abs=0.1)
+            read = other_channel(supply, 2)
+            async with asyncio.timeout(20):
+                while (await read()).power_w != pytest.approx(6.0, abs=0.1):  # noqa: ASYNC110  (what a supply does)
+                    await asyncio.sleep(0.01)
             assert virtual.instrument.channels[2].output_on
             await supply.close()
 

@@ -125,14 +125,14 @@ class Bench:
         self.port, self.state = port, state
         self.daemon = spawn(DAEMON, port, state, mode)
         self.deadman_pid = int(read_line(self.daemon))
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self.lines = self.socket.makefile("rb")
 
     def ask(self, question: str) -> str:
         self.socket.sendall(question.encode() + b"\n")
         return self.lines.readline().decode().strip()
 
-    def seconds_until_off(self, since: float, limit_s: float = 8.0) -> tuple[float, float]:
+    def seconds_until_off(self, since: float, limit_s: float = 30.0) -> tuple[float, float]:
         """(output off, measured below 0.6 V), both since `since`."""
         off = None
         while time.monotonic() - since < limit_s:
@@ -144,7 +144,7 @@ class Bench:
         raise AssertionError(f"still on after {limit_s} s")
 
     def wait_for_exit(self, pid: int) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             if (
                 not Path(f"/proc/{pid}").exists()
@@ -181,7 +181,7 @@ def test_killed_or_stopped_at_a_random_moment_the_output_is_off_within_two_secon
     os.kill(bench.daemon.pid, number)
     off, discharged = bench.seconds_until_off(start)
     host.excuses(f"off after {off:.3f} s, below 0.6 V", discharged, 2.0)
-    assert bench.daemon.wait(5) == -signal.SIGKILL
+    assert bench.daemon.wait(20) == -signal.SIGKILL
     bench.wait_for_exit(bench.deadman_pid)
     assert IntentJournal(bench.state / "intent.jsonl").open_intents() == ()
     report = json.loads((bench.state / "deadman.log").read_text())
@@ -196,7 +196,7 @@ def test_killed_or_stopped_at_a_random_moment_the_output_is_off_within_two_secon
 @pytest.mark.parametrize("bench", ["hang"], indirect=True)
 def test_a_hung_event_loop_is_killed_and_cut(bench: Bench) -> None:
     bench.seconds_until_off(time.monotonic())
-    assert bench.daemon.wait(5) == -signal.SIGKILL
+    assert bench.daemon.wait(20) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("bench", ["fork"], indirect=True)
@@ -212,7 +212,7 @@ def test_a_child_that_inherited_everything_does_not_hide_the_death(bench: Bench,
 def test_it_outlives_a_daemon_that_ends_in_order_with_an_output_armed(supply: int, tmp_path: Path) -> None:
     left = Bench(supply, tmp_path, "leave")
     try:
-        left.daemon.wait(5)  # by itself, or by the dead-man that makes sure
+        left.daemon.wait(20)  # by itself, or by the dead-man that makes sure
         left.seconds_until_off(time.monotonic())
         left.wait_for_exit(left.deadman_pid)
         assert json.loads((tmp_path / "deadman.log").read_text())["off"] is True
@@ -256,7 +256,7 @@ def test_it_stops_trying_when_the_next_daemon_has_switched_off(tmp_path: Path) -
         time.sleep(0.5)
         assert cut.is_alive()
         journal.closed(intent, 0.1, "leftover of a dead run")
-        cut.join(ROUND_S + 2)
+        cut.join(ROUND_S + 20)
         assert not cut.is_alive()
     assert sum(1 for line in journal.path.read_text().splitlines() if '"op":"off"' in line) == 1
 
@@ -356,8 +356,8 @@ def test_one_source_does_not_beat_for_another(tmp_path: Path, supply: int) -> No
     """
     process = spawn(code)
     try:
-        assert process.wait(10) == -signal.SIGKILL
-        deadline = time.monotonic() + 5
+        assert process.wait(30) == -signal.SIGKILL
+        deadline = time.monotonic() + 20
         while not (tmp_path / "log").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert "no heartbeat of vb2" in (tmp_path / "log").read_text()

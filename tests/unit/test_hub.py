@@ -31,7 +31,7 @@ class Station:
         self.writer.write(struct.pack(">I", len(frame)) + frame)
 
     async def text(self) -> bytes:
-        (length,) = struct.unpack(">I", await asyncio.wait_for(self.reader.readexactly(4), 5))
+        (length,) = struct.unpack(">I", await asyncio.wait_for(self.reader.readexactly(4), 20))
         return (await self.reader.readexactly(length))[12:]
 
 

@@ -71,7 +71,7 @@ def serve(script: Callable[[socket.socket], None]) -> Iterator[Server]:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         yield server
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
 
 
@@ -95,7 +95,7 @@ def plain(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def ask(server: Server, **options: Any) -> client.ChatResult:
-    return client.stream_chat(plain, server.base, QUESTION, 16, **{"timeout_s": 5.0, **options})
+    return client.stream_chat(plain, server.base, QUESTION, 16, **{"timeout_s": 30.0, **options})
 
 
 def test_answer_tokens_and_times_are_taken_at_the_socket() -> None:
@@ -181,13 +181,13 @@ def test_clean_close_without_done_is_a_loss_too() -> None:
     assert caught.value.partial.tokens == 3
 
 
-@pytest.mark.parametrize("limits", [{"timeout_s": 0.3}, {"timeout_s": 30.0, "silence_s": 0.3}])
+@pytest.mark.parametrize("limits", [{"timeout_s": 0.8}, {"timeout_s": 60.0, "silence_s": 0.3}])
 def test_silence_ends_in_time_with_the_partial_answer(limits: dict[str, float]) -> None:
     silent = threading.Event()
 
     def script(connection: socket.socket) -> None:
         stream(connection, DIALOGUE[:2])
-        silent.wait(5)
+        silent.wait(60)
 
     with serve(script) as server:
         start = time.monotonic()
@@ -198,7 +198,7 @@ def test_silence_ends_in_time_with_the_partial_answer(limits: dict[str, float]) 
     assert caught.value.reason == "silence"
     assert caught.value.partial is not None
     assert caught.value.partial.answer == "The"
-    assert 0.3 <= took < 2.0
+    assert 0.3 <= took < 20.0
 
 
 def test_deadline_holds_even_when_bytes_keep_trickling() -> None:
@@ -206,7 +206,7 @@ def test_deadline_holds_even_when_bytes_keep_trickling() -> None:
 
     def script(connection: socket.socket) -> None:
         try:
-            stream(connection, [WORDS[0]] * 200, pause_s=0.02)
+            stream(connection, [WORDS[0]] * 2000, pause_s=0.02)
         except OSError:
             over.set()
 
@@ -214,7 +214,7 @@ def test_deadline_holds_even_when_bytes_keep_trickling() -> None:
         start = time.monotonic()
         with pytest.raises(client.LinkLost):
             ask(server, timeout_s=0.4)
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < 20.0
     assert over.is_set()
 
 
@@ -233,7 +233,7 @@ def test_caller_may_stop_in_mid_answer() -> None:
     with serve(script) as server:
         with pytest.raises(Enough):
             ask(server, on_token=stop)
-        assert server.ended.wait(5)
+        assert server.ended.wait(30)
 
 
 def respond(status: str, body: str) -> Callable[[socket.socket], None]:
@@ -269,10 +269,11 @@ def test_garbage_is_the_boards_error() -> None:
 
 
 def test_no_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    with pytest.raises(client.LinkLost) as caught:
-        client.stream_chat(plain, f"http://127.0.0.1:{port}", QUESTION, 4, timeout_s=1.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused, and nobody else gets the port
+        base = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(client.LinkLost) as caught:
+            client.stream_chat(plain, base, QUESTION, 4, timeout_s=10.0)
     assert (caught.value.reason, caught.value.partial) == ("connect", None)
 
 

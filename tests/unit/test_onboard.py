@@ -119,7 +119,7 @@ def start(tmp_path: Path, model: FakeModel) -> Iterator[Any]:
 def test_answers_a_query_once_however_often_it_is_sent(start: Any, model: FakeModel) -> None:
     box = start()
     assert box.ask("POST", "/v1/queries", QUESTION)[0] == 202
-    status, state = box.ask("GET", "/v1/queries/q1?wait_s=5")
+    status, state = box.ask("GET", "/v1/queries/q1?wait_s=30")
     assert (status, state["state"], state["answer"]["text"]) == (200, "done", "Mars, Venus")
     assert state["answer"]["usage"]["completion_tokens"] == 2
     assert box.ask("POST", "/v1/queries", QUESTION) == (200, state)
@@ -133,11 +133,11 @@ def test_query_interrupted_by_power_loss_runs_again_and_is_delivered_once(start:
     model.gate.clear()
     box = start()
     box.ask("POST", "/v1/queries", QUESTION)
-    assert model.halfway.wait(5)
+    assert model.halfway.wait(30)
     box.kill()
     model.gate.set()
     box = start()  # nobody asks again: the mailbox itself goes on
-    state = box.ask("GET", "/v1/queries/q1?wait_s=5")[1]
+    state = box.ask("GET", "/v1/queries/q1?wait_s=30")[1]
     assert state["answer"]["text"] == "Mars, Venus"
     assert len(model.requests) == 2
     assert box.ask("POST", "/v1/queries/q1/ack", {"delivery": "pass-2"})[1]["state"] == "delivered"
@@ -146,7 +146,7 @@ def test_query_interrupted_by_power_loss_runs_again_and_is_delivered_once(start:
 def test_answer_and_delivery_survive_power_loss(start: Any, model: FakeModel) -> None:
     box = start()
     box.ask("POST", "/v1/queries", QUESTION)
-    before = box.ask("GET", "/v1/queries/q1?wait_s=5")[1]
+    before = box.ask("GET", "/v1/queries/q1?wait_s=30")[1]
     box.kill()
     box = start()
     assert box.ask("GET", "/v1/queries")[1] == {"queries": [{"id": "q1", "state": "done"}]}
@@ -168,16 +168,16 @@ def test_caller_that_vanishes_does_not_stop_the_answer(start: Any, model: FakeMo
     box.ask("POST", "/v1/queries", QUESTION)
     connection = http.client.HTTPConnection("127.0.0.1", box.port, timeout=10)
     connection.request("GET", "/v1/queries/q1?wait_s=60")
-    assert model.halfway.wait(5)
+    assert model.halfway.wait(30)
     connection.close()  # loss of signal
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while box.ask("GET", "/v1/queries/q1")[1].get("tokens") != 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     state = box.ask("GET", "/v1/queries/q1")[1]
     assert (state["state"], state["tokens"]) == ("running", 1)
     assert box.ask("POST", "/v1/queries/q1/ack", {"delivery": "a"})[0] == 409
     model.gate.set()
-    assert box.ask("GET", "/v1/queries/q1?wait_s=5")[1]["state"] == "done"
+    assert box.ask("GET", "/v1/queries/q1?wait_s=30")[1]["state"] == "done"
 
 
 def test_queries_run_in_order_of_acceptance(start: Any, model: FakeModel) -> None:
@@ -185,11 +185,11 @@ def test_queries_run_in_order_of_acceptance(start: Any, model: FakeModel) -> Non
     box = start()
     for name in ("zeta", "alpha", "mid"):
         box.ask("POST", "/v1/queries", {**QUESTION, "id": name, "messages": [{"role": "user", "content": name}]})
-    assert model.halfway.wait(5)
+    assert model.halfway.wait(30)
     box.kill()
     model.gate.set()
     box = start()
-    assert box.ask("GET", "/v1/queries/mid?wait_s=5")[1]["state"] == "done"
+    assert box.ask("GET", "/v1/queries/mid?wait_s=30")[1]["state"] == "done"
     assert [request["messages"][0]["content"] for request in model.requests] == ["zeta", "zeta", "alpha", "mid"]
 
 
@@ -197,11 +197,11 @@ def test_waits_for_a_model_server_that_still_loads(start: Any, model: FakeModel)
     model.status = 503
     box = start()
     box.ask("POST", "/v1/queries", QUESTION)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not model.requests and time.monotonic() < deadline:
         time.sleep(0.01)
     model.status = 200
-    answer = box.ask("GET", "/v1/queries/q1?wait_s=5")[1]["answer"]
+    answer = box.ask("GET", "/v1/queries/q1?wait_s=30")[1]["answer"]
     assert (answer["text"], answer["attempts"]) == ("Mars, Venus", 2)
 
 
@@ -209,7 +209,7 @@ def test_refusal_by_the_model_server_is_an_answer_too(start: Any, model: FakeMod
     model.status = 400
     box = start()
     box.ask("POST", "/v1/queries", QUESTION)
-    state = box.ask("GET", "/v1/queries/q1?wait_s=5")[1]
+    state = box.ask("GET", "/v1/queries/q1?wait_s=30")[1]
     assert state["state"] == "failed"
     assert "HTTP 400" in state["answer"]["error"]
 

@@ -138,7 +138,7 @@ class Flying:
         return [played.cause for played in self.log.states]
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -147,7 +147,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 
 def run(scenario: Awaitable[None]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(scenario, 20)
+        await asyncio.wait_for(scenario, 60)
 
     asyncio.run(bounded())
 

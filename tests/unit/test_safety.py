@@ -351,10 +351,14 @@ def test_a_long_campaign_does_not_make_the_question_what_is_open_slow(tmp_path: 
     off = lines.replace(b'"op":"on"', b'"op":"off"')
     ours.path.write_bytes((lines + off) * 20_000 + lines)  # one power cut after the other: 8 MB
     assert ours.open_intents() == theirs.open_intents() == (first,)
-    began = time.monotonic()
-    for _ in range(50):
-        assert ours.open_intents() == (first,)
-    assert time.monotonic() - began < 0.1
+
+    def fifty_times() -> float:
+        began = time.monotonic()
+        for _ in range(50):
+            assert ours.open_intents() == (first,)
+        return time.monotonic() - began
+
+    assert min(fifty_times() for _ in range(5)) < 0.1  # in the best of some: a busy host slows everything down
     theirs.opened(second)
     theirs.closed(first, 0.1, "dead-man")
     with ours.path.open("ab") as torn:

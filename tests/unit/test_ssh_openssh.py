@@ -52,9 +52,9 @@ def shell(server: Sshd) -> Iterator[Shell]:
 
 def warm(shell: Shell) -> Shell:
     """With its helper up."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not shell._worker._ready:
-        shell.run(["true"], 10)
+        shell.run(["true"], 30)
         assert time.monotonic() < deadline, "the helper never came up"
     return shell
 
@@ -106,21 +106,26 @@ def test_pipes_break_as_elsewhere(either: Shell) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("y\n", "", 0)
 
 
-def test_output_is_streamed_while_the_command_runs(either: Shell) -> None:
-    seen: list[tuple[float, str, bytes]] = []
-    began = time.monotonic()
-    script = "echo one; sleep 0.4; echo two >&2"
-    done = either.run(["sh", "-c", script], 5, on_output=lambda *item: seen.append((time.monotonic() - began, *item)))
-    assert [item[1:] for item in seen] == [("stdout", b"one\n"), ("stderr", b"two\n")]
-    assert seen[1][0] - seen[0][0] > 0.3
+def test_output_is_streamed_while_the_command_runs(either: Shell, tmp_path: Path) -> None:
+    """It goes on when its first line has come, and not before."""
+    seen: list[tuple[str, bytes]] = []
+    go_on = tmp_path / "go-on"
+
+    def hear(stream: str, data: bytes) -> None:
+        seen.append((stream, data))
+        go_on.touch()
+
+    script = f"echo one; until [ -e {go_on} ]; do sleep 0.02; done; echo two >&2"
+    done = either.run(["sh", "-c", script], 30, on_output=hear)
+    assert seen == [("stdout", b"one\n"), ("stderr", b"two\n")]
     assert (done.stdout, done.stderr) == ("one\n", "two\n")
 
 
 def test_a_time_out_kills_the_group_and_the_next_command_works(either: Shell, tmp_path: Path) -> None:
     marker = tmp_path / "pids"
     with pytest.raises(ShellTimeout, match="did not end in time and was killed"):
-        either.run(["sh", "-c", f"sleep 61 & echo $$ $! >{marker}; wait"], 0.4)
-    deadline = time.monotonic() + 3
+        either.run(["sh", "-c", f"sleep 61 & echo $$ $! >{marker}; wait"], 1.0)
+    deadline = time.monotonic() + 15
     for pid in marker.read_text().split():
         while _alive(int(pid)):
             assert time.monotonic() < deadline, f"{pid} still runs"
@@ -133,20 +138,21 @@ def test_much_output_on_both_streams(either: Shell) -> None:
     assert (len(done.stdout), len(done.stderr)) == (3_000_000, 3_000_000)
 
 
-def test_a_busy_helper_delays_nobody(shell: Shell) -> None:
+def test_a_busy_helper_delays_nobody(shell: Shell, tmp_path: Path) -> None:
+    """Each of the commands ends when all four run: one after the other they never would."""
     warm(shell)
     results: list[str] = []
+    all_run = f"until [ $(ls {tmp_path} | wc -l) = 4 ]; do sleep 0.02; done"
+    scripts = [f"touch {tmp_path}/{n}; {all_run}; echo {n}" for n in range(4)]
     threads = [
-        threading.Thread(target=lambda n=n: results.append(shell.run(["sh", "-c", f"sleep 0.3; echo {n}"], 10).stdout))
-        for n in range(4)
+        threading.Thread(target=lambda script=script: results.append(shell.run(["sh", "-c", script], 30).stdout))
+        for script in scripts
     ]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(results) == ["0\n", "1\n", "2\n", "3\n"]
-    assert time.monotonic() - began < 1.1, "one after the other"
 
 
 def test_a_board_without_python_does_without(server: Sshd) -> None:
@@ -166,7 +172,7 @@ def test_a_killed_helper_is_told_and_replaced(shell: Shell) -> None:
 
 def test_a_background_process_is_polled_and_read(shell: Shell) -> None:
     process = shell.start(["sh", "-c", "echo one; echo two >&2; read line; echo $line; exit 5"])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while process.output() != ("one\n", "two\n"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -178,19 +184,21 @@ def test_a_background_process_is_polled_and_read(shell: Shell) -> None:
     assert process.poll() == 5
     killed = shell.start(["sleep", "62"])
     killed.kill()
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 15
     while _alive(killed.pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_a_detached_command_outlives_its_connection(server: Sshd, tmp_path: Path) -> None:
-    where = str(tmp_path / "job")
+    where, go_on = str(tmp_path / "job"), tmp_path / "go-on"
     with server.connect(timeout_s=10) as first:
-        job = Detached.start(first, ["sh", "-c", "echo begun; sleep 0.5; echo done; echo oh >&2; exit 6"], where)
+        wait = f"until [ -e {go_on} ]; do sleep 0.05; done"
+        job = Detached.start(first, ["sh", "-c", f"echo begun; {wait}; echo done; echo oh >&2; exit 6"], where)
         assert job.poll(first) is None
         first.abort()
     with server.connect(timeout_s=10) as second:
+        go_on.touch()
         done = job.wait(second, 10, poll_s=0.05)
         assert (done.stdout, done.stderr, done.returncode) == ("begun\ndone\n", "oh\n", 6)
         job = Detached.start(second, ["sleep", "63"], where)
@@ -523,10 +531,11 @@ def test_an_outage_shorter_than_the_limit_is_only_slow(relay: Relay, server: Ssh
         if helped:
             warm(shell)
         relay.open.clear()
+        began = time.monotonic()
         threading.Timer(0.6, relay.open.set).start()
-        done = shell.run(["echo", "late"], 10)
+        done = shell.run(["echo", "late"], 30)
         assert done.stdout == "late\n"
-        assert done.duration_s > 0.5
+        assert time.monotonic() - began > 0.5
 
 
 @pytest.mark.parametrize("helped", [False, True])
@@ -543,7 +552,7 @@ def test_an_outage_longer_than_the_limit_ends_the_call_in_time(
         began = time.monotonic()
         with pytest.raises(ShellTimeout):
             shell.run(["true"], 0.3)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 15
         with pytest.raises((ShellLost, ShellTimeout)):
             shell.run(["true"], 0.3)
 
@@ -576,7 +585,7 @@ def test_keys_of_an_agent(server: Sshd, tmp_path: Path, monkeypatch: pytest.Monk
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "agent")], stdout=subprocess.DEVNULL)
     try:
         monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not (tmp_path / "agent").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(BenchError, match="does not accept any key of the SSH agent"):

@@ -412,11 +412,14 @@ def test_a_burst_ends_at_the_next_token_and_says_when(monkeypatch: pytest.Monkey
         mission=SimpleNamespace(file=SimpleNamespace(seed=1, model=SimpleNamespace(system_prompt=None))),
     )
     with steps.continuous_inference(sky, DutyCycleStep(bursts=1, prompt="x"), "duty") as load:
-        time.sleep(0.3)
+        began = time.monotonic()
+        while len(recorded) < 3:
+            assert time.monotonic() - began < 20
+            time.sleep(0.01)
         stopped = time.monotonic()
-    assert 0.0 < load["t_quiet_mono"] - stopped < 1.0
-    assert load["tokens"] == len(recorded) >= 2
-    assert load["wall_s"] >= 0.3
+    assert 0.0 < load["t_quiet_mono"] - stopped < 10
+    assert load["tokens"] == len(recorded) >= 3
+    assert load["wall_s"] >= 0.1
 
 
 # --- a board without a management port --------------------------------------------------------------------------------

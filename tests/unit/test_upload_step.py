@@ -104,7 +104,7 @@ def test_cfdp_brings_the_model_over_contacts_that_cut_it(sky: Sky, tmp_path: Pat
 
 
 def assert_nobody_listens() -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while True:  # whoever was killed may need a moment to be gone
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             try:
@@ -134,7 +134,7 @@ def test_what_the_board_must_ask_for_again_is_counted(
 
 
 def test_sftp_writes_down_the_same(sky: Sky, tmp_path: Path) -> None:
-    upload.upload(sky.flying, step(clock_rate=10))
+    upload.upload(sky.flying, step(clock_rate=10.0))  # a contact of twelve seconds: nothing cuts it
     (window,), (done,) = sky.of("upload_window"), sky.of("upload_done")
     assert (window["protocol"], done["protocol"]) == ("sftp", "sftp")
     assert (window["bytes_acked_start"], window["bytes_acked_end"], window["bytes_sent"]) == (0, SIZE, SIZE)

@@ -284,7 +284,7 @@ def test_pyvisa_py_speaks_to_it() -> None:
     with serving(load) as supply:
         manager = pyvisa.ResourceManager("@py")
         psu = manager.open_resource(
-            f"TCPIP::127.0.0.1::{supply.port}::SOCKET", read_termination="\n", write_termination="\n", timeout=2000
+            f"TCPIP::127.0.0.1::{supply.port}::SOCKET", read_termination="\n", write_termination="\n", timeout=15000
         )
         try:
             assert psu.query("*IDN?").startswith("RIGOL TECHNOLOGIES,DP832,")
@@ -317,7 +317,7 @@ def test_brown_out_happens_with_no_client_connected() -> None:
 
     load = Watched(((0.0, 5.0),))
     with serving(load) as supply:
-        with socket.create_connection(("127.0.0.1", supply.port), timeout=2) as sock:
+        with socket.create_connection(("127.0.0.1", supply.port), timeout=15) as sock:
             sock.sendall(b":APPL CH1,15,2.5;:OUTP CH1,ON;*OPC?\n")
             assert sock.recv(100) == b"1\n"
             while not load.powered:
@@ -328,7 +328,7 @@ def test_brown_out_happens_with_no_client_connected() -> None:
 
 
 def test_an_endless_message_is_dropped_and_the_next_one_heard() -> None:
-    with serving() as supply, socket.create_connection(("127.0.0.1", supply.port), timeout=2) as sock:
+    with serving() as supply, socket.create_connection(("127.0.0.1", supply.port), timeout=15) as sock:
         sock.sendall(b"x" * 10_000 + b"\n*IDN?\n:SYST:ERR?\n")
         lines = sock.makefile("rb")
         assert lines.readline().startswith(b"RIGOL")

