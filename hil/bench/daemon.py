@@ -203,6 +203,7 @@ class Daemon:
             timeout_keep_alive=3600,
             timeout_graceful_shutdown=1,
         )
+        self._busy()  # a busy host takes seconds up to here, in which nobody could come
         await Server(config).serve(sockets=[bind_unix(self.bench.api_socket)])
 
     async def _serve_remote(self) -> None:

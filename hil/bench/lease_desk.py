@@ -111,6 +111,7 @@ class LeaseDesk:
         self._watched: dict[str, int] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._flash: dict[str, FlashSection] = {}
+        self._closed = False
 
     def open(self) -> None:
         """Open the store; nothing is acted on before `keep`."""
@@ -138,12 +139,11 @@ class LeaseDesk:
                     await self._event.wait()
 
     def close(self) -> None:
-        """Tell those in line that the daemon ends. Leases stay: the next daemon knows them."""
+        """Tell those in line, and who asks from now on, that the daemon ends. Leases stay: the next one knows them."""
+        self._closed = True
         for waiter in self._waiting:
             if not waiter.granted.done():
-                waiter.granted.set_exception(
-                    BenchError("the bench daemon is ending", hint="ask again: it is started anew")
-                )
+                waiter.granted.set_exception(_ends())
 
     # ---------------------------------------------------------------------------------------------- who has what
     def leases(self) -> tuple[Lease, ...]:
@@ -180,6 +180,8 @@ class LeaseDesk:
 
         Raises UsageError for what can never be granted, BenchError that says why it did not come in time.
         """
+        if self._closed:  # calls are answered almost to the end: nobody may take this for a lease that lasts
+            raise _ends()
         waiter = self._in_line(request)
         deadline_s = waiter.since_s + request.wait_s
         self._waiting.append(waiter)
@@ -404,6 +406,10 @@ class LeaseDesk:
         asyncio.get_running_loop().remove_reader(handle)
         log.info("the holder of lease %s has ended", lease_id)
         self._event.set()
+
+
+def _ends() -> BenchError:
+    return BenchError("the bench daemon is ending", hint="ask again: it is started anew")
 
 
 def _wait(request: Request) -> str:

@@ -503,12 +503,12 @@ def test_a_changed_bench_file_is_noticed(lab: Lab) -> None:
 
 
 def test_it_ends_by_itself_when_idle_but_not_under_a_lease(lab: Lab) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "hil.bench.daemon", str(lab.path), "--idle-s", "2.0"])
+    process = subprocess.Popen([sys.executable, "-m", "hil.bench.daemon", str(lab.path), "--idle-s", "3.0"])
     lock = lab.bench.runtime_dir / "daemon.lock"
     until(lambda: lock.exists() and lock.read_text() == f"{process.pid}\n")
     with lab.attach() as daemon, daemon.lease(["b1"]):
         assert daemon.status()["pid"] == process.pid  # attached to it while it started, and did not start another
-        time.sleep(2.5)  # more than the idle time
+        time.sleep(3.5)  # more than the idle time
         assert process.poll() is None
     assert process.wait(timeout=30) == 0
 

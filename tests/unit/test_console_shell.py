@@ -219,11 +219,11 @@ def login_board(tmp_path: Path, password: str = "") -> Path:
 def test_login(password: str, half_typed: str, noise: int, tmp_path: Path) -> None:
     with ShellBoard(("bash", str(login_board(tmp_path, password))), lines_per_s=noise) as board:
         console = Console.on_port(board.path)
-        console.expect("login" if noise else "login:", 5)
+        console.expect("login" if noise else "login:", 20)
         console.send(half_typed, end="")
-        console.login("root", password or None, timeout_s=20)
+        console.login("root", password or None, timeout_s=90)
         assert console.run("echo in").stdout == "in\n"
-        console.login("root", password or None, timeout_s=20)  # a shell that is there is left as it is
+        console.login("root", password or None, timeout_s=90)  # a shell that is there is left as it is
         assert console.run("echo $$").returncode == 0
         console.close()
 

@@ -287,6 +287,21 @@ def test_a_board_is_handed_over_after_its_ending_and_others_do_not_wait_for_it(t
     with_desk(tmp_path, body)
 
 
+def test_a_daemon_that_ends_grants_nothing_more(tmp_path: Path) -> None:
+    """It answers calls for a while yet: a lease that it gave then would be on a daemon that is gone."""
+
+    async def body(desk: LeaseDesk, lab: Lab) -> None:
+        held, waiting = await ask(desk, "a"), ask(desk, "a")
+        await soon()
+        desk.close()
+        for asked in (waiting, ask(desk, "b")):
+            with pytest.raises(BenchError, match="the bench daemon is ending"):
+                await asked
+        assert desk.leases() == (held[0],)
+
+    with_desk(tmp_path, body)
+
+
 def test_a_board_that_does_not_go_off_fails_the_daemon_and_who_waited(tmp_path: Path) -> None:
     async def body(desk: LeaseDesk, lab: Lab) -> None:
         held = await ask(desk, "a")

@@ -224,7 +224,7 @@ def test_a_trip_is_told_with_its_name_and_can_be_started_again(tmp_path: Path) -
 
     async def body(rig: Rig) -> None:
         await rig.loop.request_on()
-        await rig.until(lambda: rig.loop.state == "tripped")
+        await rig.until(lambda: rig.of("tripped") and rig.loop.state == "tripped")
         assert rig.of("tripped")[0]["protections"] == ["ocp"]
         assert not rig.deadman.armed
         load.profile = ((0.0, 6.0),)
@@ -415,15 +415,18 @@ def test_the_load_is_shed_by_a_real_cut_and_restored_by_itself(tmp_path: Path, r
     async def body(rig: Rig) -> None:
         rig.loop.attach(replace(flight(eps, rate=20.0, shed=rule), array_w=lambda t: sun["w"]))
         await rig.loop.request_on()
-        await rig.until(lambda: rig.loop.state == "shed")
+        await rig.until(lambda: rig.of("load_shed"))
+        assert rig.loop.state == "shed"
         assert not rig.is_on
         assert not load.powered
         assert not rig.deadman.armed
         with pytest.raises(BenchError, match="shed by the mission"):
             await rig.loop.request_on()
         sun["w"] = 40.0
-        await rig.until(lambda: rig.loop.state == "on")
+        await rig.until(lambda: rig.of("load_restored"))
+        assert rig.loop.state == "on"
         assert rig.is_on
+        await rig.until(lambda: rig.samples[-1].state == "on")
 
     rig = fly(tmp_path, body, load)
     shed, restored = rig.of("load_shed")[0], rig.of("load_restored")[0]
@@ -460,7 +463,7 @@ def test_a_collapsing_bus_is_shed_at_once(tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         rig.loop.attach(flight(eps, rate=100.0))
         await rig.loop.request_on()
-        await rig.until(lambda: rig.loop.state == "shed")
+        await rig.until(lambda: rig.of("load_shed"))
         assert rig.of("load_shed")[0]["cause"] == "bus collapse"
 
     fly(tmp_path, body)
@@ -482,7 +485,7 @@ def test_a_gain_above_half_in_flight_sheds_and_invalidates(tmp_path: Path) -> No
         assert flown is not None
         flown.flight = replace(flown.flight, eps=Louder(flown.flight.eps))  # type: ignore[arg-type]
         await rig.loop.request_on()
-        await rig.until(lambda: rig.loop.state == "shed")
+        await rig.until(lambda: rig.of("load_shed"))
         told = rig.of("run_invalid")
         assert (told[0]["what"], told[0]["measured"], told[0]["limit"]) == ("gain", 0.7, 0.5)
         assert rig.of("load_shed")[0]["cause"] == "loop gain"

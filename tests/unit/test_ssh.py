@@ -571,8 +571,8 @@ def test_a_link_that_goes_silent_stalls_and_is_given_up(
     monkeypatch.setattr(_File, "write", lambda *_: over.wait(60))
     began = time.monotonic()
     upload = upload_of(source, tmp_path / "on-board")
-    with pytest.raises(ShellTimeout, match=r"nothing confirmed for 0\.4 s"):
-        upload.run(shell, stall_s=0.4)
+    with pytest.raises(ShellTimeout, match=r"nothing confirmed for 2 s"):
+        upload.run(shell, stall_s=2.0)  # which a busy host needs for the questions before it
     assert time.monotonic() - began < 20
     over.set()
     assert not shell.alive
