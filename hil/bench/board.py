@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from hil.bench.arrayflight import ArraySource
 from hil.bench.boardfaults import FedInput, arm_latch_up, ask, dip_together, raise_end, wait_latch_up
 from hil.bench.consoles import Console
 from hil.bench.controls import Controls
@@ -51,7 +52,8 @@ class Channel:
     """A supply channel that feeds one input of the board: its limits, what it gets, what stands behind it.
 
     `main`: the satellite's bus feeds it: asked voltages, dips and flights are its. The others hang, in a flight, on a
-    modelled converter of `converter_efficiency`. `rail` is the input's name, empty for the board's main one.
+    modelled converter of `converter_efficiency`. `rail` is the input's name, empty for the board's main one. `array`:
+    the channel is the satellite's array, for a power unit with a battery that the board hangs behind.
     """
 
     supply: Supply
@@ -66,6 +68,8 @@ class Channel:
     meter: CrossCheck | None = None
     rail: str = ""
     converter_efficiency: float = 1.0
+    array: ArraySource | None = None
+    before_on: Callable[[], Awaitable[None]] | None = None
 
     @property
     def input(self) -> str:
@@ -139,6 +143,11 @@ class BoardOwner:
     def state(self) -> str:
         """`off`, `on`, `shed` or `tripped`: the leading channel's."""
         return self._loops[self._lead][0].state if self._loops else "off"
+
+    @property
+    def on_array(self) -> bool:
+        """Whether a real power unit on a simulated array feeds it, so that no battery is modelled."""
+        return any(channel.array is not None for channel in self.channels)
 
     @property
     def energized(self) -> bool:
@@ -458,6 +467,8 @@ class BoardOwner:
             meter=channel.meter,
             main=channel.main,
             converter_efficiency=channel.converter_efficiency,
+            array=channel.array,
+            before_on=channel.before_on,
         )
         task = asyncio.get_running_loop().create_task(loop.run(), name=f"power-{self.name}-{index}")
         task.add_done_callback(self._loop_ended)

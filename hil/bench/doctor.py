@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hil.bench.arrayflight import LIGHT_STEP
 from hil.bench.board import BoardOwner
 from hil.bench.host import host_checks
 from hil.bench.levels import CutTimes, capability_level, outlet_answer
@@ -108,6 +109,8 @@ async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_a
             watchdog_s=None if watchdog is None else watchdog.delay_s,
         )
         what = f"channel {channel.number}: level"
+        if channel.array is not None:
+            checks.append(Check(name, f"channel {channel.number}: source", None, _array(capabilities)))
         accepted = level.level <= channel.layers.accept
         refused = () if accepted else (f"refused: this bench accepts {channel.layers.accept} or better",)
         checks.append(Check(name, what, accepted, "; ".join((str(level), *refused))))
@@ -115,6 +118,14 @@ async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_a
             said = answer.trouble or f"outlet {channel.layers.outlet} is off: hil board outlet on {name}"
             checks.append(Check(name, f"channel {channel.number}: outlet", False, said))
     return [*checks, Check(name, "time to off", None, cut_times.said(name))]
+
+
+def _array(can: Capabilities) -> str:
+    ocp = "; its OCP stays off, the curve's Isc is the limit" if can.ocp_follows_limit else ""
+    return (
+        "the satellite's array, for a power unit with a battery: flown in real time, off in the dark, in steps of "
+        f"{LIGHT_STEP:.0%} of the light{ocp}; not run on hardware"
+    )
 
 
 async def _link(name: str, link: LinkOwner) -> list[Check]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from hil.bench.arrayflight import ArraySource
 from hil.bench.board import BoardOwner, Channel
 from hil.bench.console_reader import PortReader
 from hil.bench.consoles import Console
@@ -23,6 +25,7 @@ from hil.bench.safety import Envelope, InstrumentLock, Intent, IntentJournal, fi
 from hil.drivers.dialects import dialect
 from hil.drivers.scpi import ScpiSupply
 from hil.drivers.serial_port import LineSettings
+from hil.drivers.solar import leave_array
 from hil.errors import BenchError
 from hil.inventory import Bench
 from hil.inventory.bench import ConsoleWire, PowerWire
@@ -115,8 +118,16 @@ class Fixtures:
         supply, limits = self._bench.file.supplies[wire.supply], board_type.limits(wire.rail)
         outlet = wire.outlet or supply.outlet or ""
         intent = Intent(board, supply.address, supply.dialect, wire.channel, limits.off_voltage_v, outlet)
+        driver = self.supplies[wire.supply]
+        array: ArraySource | None = None
+        before_on: Callable[[], Coroutine[Any, Any, None]] | None = None
+        if wire.source == "array":
+            array = ArraySource(driver, wire.channel)
+        elif driver.dialect.has("sas_mode"):
+            # A flight that ended by its daemon's death leaves the array's curve behind: not for the next board.
+            before_on = functools.partial(leave_array, driver, wire.channel)
         return Channel(
-            supply=self.supplies[wire.supply],
+            supply=driver,
             number=wire.channel,
             intent=intent,
             on_delay_s=wire.on_delay_s,
@@ -128,6 +139,8 @@ class Fixtures:
             meter=self._make_meter(board) if wire.rail is None else None,
             rail=wire.rail or "",
             converter_efficiency=wire.converter_efficiency,
+            array=array,
+            before_on=before_on,
         )
 
     def _make_meter(self, board: str) -> CrossCheck | None:

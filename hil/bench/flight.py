@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench import exporter
+from hil.bench.arrayflight import array_plan
 from hil.bench.board import BoardOwner
 from hil.bench.consoles import ConsoleLog
 from hil.bench.exporter import FlightMetrics, phase_of
@@ -106,7 +107,9 @@ class FlightControl:
             raise
         self.player = Player(timeline, self.clock, board.link, self, monotonic=monotonic)
         thermal = timeline.environment.thermal
-        self._heat = None if thermal is None else FlightHeat(thermal, timeline, put=self._put, tell=self._write)
+        # Behind an array nobody measures what the board itself draws: its heat would be a guess.
+        heated = thermal is not None and not board.on_array
+        self._heat = FlightHeat(thermal, timeline, put=self._put, tell=self._write) if thermal and heated else None
 
     @classmethod
     async def begin(
@@ -130,7 +133,8 @@ class FlightControl:
         power = self.timeline.environment.power
         if power is None:
             raise UsageError(f"{self.mission.path}: a flight needs the mission's `power:`")
-        eps = EpsModel(power.eps)
+        eps = None if self.board.on_array else EpsModel(power.eps)
+        array = array_plan(self.timeline) if self.board.on_array else None
         if self.board.console is not None:
             self._console_log = self.board.console.add_log(self.run_dir / "console")
         # The clock counts from here, not from before the compilation.
@@ -144,9 +148,12 @@ class FlightControl:
                 planned_w=power.board_full_w or self.board.type.power.inference_w,
                 shed=power.shed,
                 bounds=self._bounds(),
+                array=array,
             )
         )
         self._loop, self._eps = loop, eps
+        if loop.array is not None:
+            self._write("array_programmed", **await loop.prepare_array())
         self._record_clock(self.clock.segments[0], "start")
         for key, value in {**meta, **self._anchors()}.items():
             self._put("meta", {"key": key, "value": value})
@@ -160,13 +167,18 @@ class FlightControl:
             mission=self.mission.name,
             start_s=self._start_s,
             timeline_sha256=self.timeline.hash,
-            soc=eps.state.soc,
+            soc=None if eps is None else eps.state.soc,
             period_s=loop.period_s,
             **self._fed_over(),
         )
 
     def _fed_over(self) -> dict[str, Any]:
-        """How the board hangs on the bus, when it has several channels: what does not follow it is modelled."""
+        """How the board hangs on the bus, when it has several channels: what does not follow it is modelled.
+
+        On an array it hangs behind a real power unit, and then the array alone is.
+        """
+        if self.board.on_array:
+            return {"power_source": "array", "label": "the array is modelled, its battery is real"}
         if len(self.board.channels) == 1:
             return {}
         inputs = [
@@ -183,7 +195,8 @@ class FlightControl:
         if plan is None:
             return Bounds()
         hold_s = plan.shed.hold_s
-        period_s = min(plan.loop.period_s, hold_s / 2) if hold_s else plan.loop.period_s
+        sheds = hold_s > 0 and not self.board.on_array
+        period_s = min(plan.loop.period_s, hold_s / 2) if sheds else plan.loop.period_s
         return Bounds(period_s, plan.loop.lateness_s, plan.loop.gap_s)
 
     async def end(self, why: str) -> dict[str, Any]:
@@ -210,6 +223,8 @@ class FlightControl:
         """Run at `rate` from now on; returns once the link has the new rate."""
         async with self._clock_lock:
             self._running()
+            if self.board.on_array and rate != 1.0:
+                raise _real_battery(self.board.name, f"a clock rate of {rate:g}")
             self._set_rate(rate, cause)
             await self._settled()
         return {"t_mission": self._now_s(), "rate": self.clock.rate}
@@ -225,6 +240,8 @@ class FlightControl:
                 raise UsageError(f"the mission ends at {self.timeline.duration_s:g} s, cannot skip to {t_s:g} s")
             if t_s <= self._now_s():
                 return {"t_mission": self._now_s(), "rate": self.clock.rate, "skipped_s": 0.0}
+            if self.board.on_array:
+                raise _real_battery(self.board.name, "a skip")
             async with self.player.outage("skip"):
                 segment, assumed_w = await self._jump(t_s, assumed_board_w, cause)
             await self._settled()
@@ -426,11 +443,12 @@ class FlightControl:
 
     def metrics(self) -> FlightMetrics | None:
         """For the exporter; None once it has ended."""
-        if self.state != "running" or self._eps is None:
+        if self.state != "running":
             return None
-        state = self._eps.state
+        eps = None if self._eps is None else self._eps.state
         heat = None if self._heat is None else self._heat.state
-        return FlightMetrics(self._now_s(), self.clock.rate, state.soc, state.bus_voltage_v, heat, len(self.invalid))
+        soc, bus_v = (None, None) if eps is None else (eps.soc, eps.bus_voltage_v)
+        return FlightMetrics(self._now_s(), self.clock.rate, soc, bus_v, heat, len(self.invalid))
 
     def describe(self) -> dict[str, Any]:
         """The answer to GET /v1/flight."""
@@ -496,7 +514,7 @@ class FlightControl:
         if self._player_task is not None:
             self._player_task.cancel()
             await asyncio.wait((self._player_task,))
-        for act in (self._power_off, self._clear_link):
+        for act in (self._power_off, self._leave_array, self._clear_link):
             try:
                 await act(why)
             except HilError as error:
@@ -530,6 +548,10 @@ class FlightControl:
     async def _power_off(self, why: str) -> None:
         if self.board.state != "off" or self.board.energized:  # of several channels the leading one may be off alone
             await self.board.off(f"flight: {why}")
+
+    async def _leave_array(self, why: str) -> None:
+        if self._loop is not None and self._loop.array is not None:
+            await self._loop.array.leave()
 
     async def _clear_link(self, why: str) -> None:
         link = self.board.link
@@ -591,6 +613,7 @@ class FlightControl:
             "board_type": self.board.type.name,
             "undervoltage_lockout_v": f"{self.board.type.supply.undervoltage_lockout_v:g}",
             "phases": ",".join(exporter.PHASES),
+            "power_source": "array" if self.board.on_array else "bus",
         }
 
     def _put_inputs(self) -> None:
@@ -605,7 +628,7 @@ class FlightControl:
     def _put_ledger(self, now_s: float) -> None:
         """Where the energy has gone since the flight began: the modelled satellite's, and what was measured."""
         self._ledger_at_s = now_s
-        if self._eps is None or self._loop is None:
+        if self._loop is None:
             return
         measured = self._loop.ledger
         stamp = {"t_mono": now_s, "t_mission": self.clock.mission_s(now_s), "rate": self.clock.rate}
@@ -613,7 +636,8 @@ class FlightControl:
             name: getattr(measured, name)
             for name in ("metered_j", "gap_j", "metered_mission_j", "fed_j", "converter_j")
         }
-        row = {**stamp, "board": self.board.name, **asdict(self._eps.ledger), **told, "assumed_j": measured.assumed_j}
+        modelled = {} if self._eps is None else asdict(self._eps.ledger)
+        row = {**stamp, "board": self.board.name, **modelled, **told, "assumed_j": measured.assumed_j}
         self._put("ledger", row)
 
     def _put(self, table: str, row: Mapping[str, Value]) -> None:
@@ -630,9 +654,21 @@ class FlightControl:
                 log.error("%s", error)
 
 
+def _real_battery(board: str, what: str) -> UsageError:
+    return UsageError(
+        f"{board} hangs on an array, before a real battery: that does not follow {what}",
+        hint="such a flight runs in real time: hil mission fly --rate 1, which flies the gaps too",
+    )
+
+
 def _prepare(mission_path: Path, board: BoardOwner, run_dir: Path) -> tuple[Mission, Timeline]:
     mission = load_mission(mission_path)
     timeline = compile_timeline(environment(mission, board.type))
+    if board.on_array:
+        try:
+            array_plan(timeline)
+        except UsageError as error:
+            raise UsageError(f"{mission.path}: {error.message}", hint=error.hint) from None
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         timeline_file.save(timeline, run_dir / "timeline.npz")

@@ -13,7 +13,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from hil.bench.powervalues import EpsStateLike, Flight, OnEvent, PowerLedger
+from hil.bench.powervalues import EpsLike, EpsStateLike, Flight, OnEvent, PowerLedger
 from hil.errors import UsageError
 from hil.mission.eps import GAIN_LIMIT
 
@@ -23,6 +23,8 @@ def check_flight(board: str, flight: Flight, board_min_v: float, efficiency: flo
 
     `efficiency` is the worst of the converters that the board hangs on: all of its load may be behind that one.
     """
+    if flight.eps is None:
+        return
     planned_w = flight.planned_w / efficiency
     floor_v = max(board_min_v, flight.shed.shed_v if flight.shed else 0.0)
     gain = max(flight.eps.gain(planned_w), flight.eps.gain(planned_w, floor_v))
@@ -56,9 +58,16 @@ class FlightPower:
         self._invalid: set[str] = set()
 
     @property
+    def model(self) -> EpsLike:
+        """The modelled power system. UsageError where a real one hangs on the channel."""
+        if self.flight.eps is None:
+            raise UsageError("behind an array there is a real battery, and no model of it")
+        return self.flight.eps
+
+    @property
     def state(self) -> EpsStateLike:
         """The model's last state."""
-        return self.flight.eps.state
+        return self.model.state
 
     # ------------------------------------------------------------------------------------------------- the model
     def feed(self, channel: str, board_w: float, now_s: float, efficiency: float = 1.0) -> EpsStateLike:
@@ -67,13 +76,17 @@ class FlightPower:
         `efficiency` is of the modelled converter between bus and channel.
         """
         self._draws[channel] = _Draw(board_w, board_w / efficiency)
-        flight, mission_s = self.flight, self.flight.clock.mission_s(now_s)
-        dt_s = max(0.0, mission_s - self._mission_s)
-        self._mission_s += dt_s
+        dt_s = self.passed(now_s)
         fed_w = sum(draw.board_w for draw in self._draws.values())
         self.ledger.fed_j += fed_w * dt_s
         self.ledger.converter_j += (self.bus_w - fed_w) * dt_s
-        return flight.eps.step(dt_s, self.bus_w, max(0.0, flight.array_w(mission_s)))
+        return self.model.step(dt_s, self.bus_w, max(0.0, self.flight.array_w(self._mission_s)))
+
+    def passed(self, now_s: float) -> float:
+        """Come to the monotonic time `now_s`; the mission seconds since the last time."""
+        dt_s = max(0.0, self.flight.clock.mission_s(now_s) - self._mission_s)
+        self._mission_s += dt_s
+        return dt_s
 
     @property
     def bus_w(self) -> float:
@@ -95,12 +108,14 @@ class FlightPower:
         try:
             board_w = sum(draw.board_w for draw in self._draws.values())
             assumed_bus_w = assumed_board_w * (self.bus_w / board_w if board_w > 0 else 1.0)
-            lowest_v = await asyncio.to_thread(_advance, flight, before_s, dt_s, assumed_bus_w, step_s)
+            lowest_v = await asyncio.to_thread(
+                _advance, self.model, flight.array_w, before_s, dt_s, assumed_bus_w, step_s
+            )
             self.ledger.assumed_j += assumed_board_w * dt_s
             self.ledger.converter_j += (assumed_bus_w - assumed_board_w) * dt_s
             self._mission_s = until_s
             self._low_since_s = None
-            state = flight.eps.state
+            state = self.state
             self._tell(
                 "model_advanced",
                 {
@@ -129,9 +144,13 @@ class FlightPower:
         self.ledger.metered_mission_j += mission_j
         return mission_j
 
-    def sampled(self, now_s: float) -> tuple[float, ...]:
-        """What a sample says in a flight only, from `t_mission` on."""
-        flight, state = self.flight, self.state
+    def sampled(self, now_s: float) -> tuple[float | None, ...]:
+        """What a sample says in a flight only, from `t_mission` on; None of what is not modelled behind an array."""
+        flight = self.flight
+        if flight.eps is None:
+            at_s = self._mission_s
+            return (at_s, flight.clock.rate, None, None, flight.array_w(at_s), None, None, flight.sunlit(at_s), None)
+        state = self.state
         mission_s = flight.clock.mission_s(now_s) if self.held else self._mission_s
         return (
             mission_s,
@@ -209,11 +228,18 @@ class _Draw:
     bus_w: float
 
 
-def _advance(flight: Flight, before_s: float, dt_s: float, assumed_board_w: float, step_s: float) -> float:
+def _advance(
+    model: EpsLike,
+    array_power_w: Callable[[float], float],
+    before_s: float,
+    dt_s: float,
+    assumed_board_w: float,
+    step_s: float,
+) -> float:
     """Step the model through `dt_s` from mission second `before_s`; the lowest watched voltage on the way."""
     steps = max(1, math.ceil(dt_s / step_s))
     lowest_v = math.inf
     for index in range(steps):
-        array_w = flight.array_w(before_s + (index + 0.5) * dt_s / steps)
-        lowest_v = min(lowest_v, flight.eps.step(dt_s / steps, assumed_board_w, array_w).watched_v)
+        array_w = array_power_w(before_s + (index + 0.5) * dt_s / steps)
+        lowest_v = min(lowest_v, model.step(dt_s / steps, assumed_board_w, array_w).watched_v)
     return lowest_v

@@ -19,12 +19,13 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from hil.bench import safety
+from hil.bench.arrayflight import WRITE_EXCHANGES, ArraySource, refuse_fault, refuse_without_flight
 from hil.bench.crosscheck import CrossCheck
 from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
@@ -93,7 +94,8 @@ class PowerLoop:
     """Owns one channel for one board. `run` is its task; everybody else calls `request_on`, `request_off`, `attach`.
 
     `main`: the satellite's bus feeds the channel, so that a flight moves its voltage; the others hang on a modelled
-    converter of `converter_efficiency`.
+    converter of `converter_efficiency`. `array`: the channel is the satellite's array instead, and nothing behind it is
+    modelled. `before_on` is awaited before the start sequence.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class PowerLoop:
         meter: CrossCheck | None = None,
         main: bool = True,
         converter_efficiency: float = 1.0,
+        array: ArraySource | None = None,
+        before_on: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.board = board
@@ -142,6 +146,8 @@ class PowerLoop:
         self._sequence: asyncio.Task[None] | None = None  # a shed or a restore over all channels
         self._main = main
         self._efficiency = 1.0 if main else converter_efficiency
+        self._array = array
+        self._before_on = before_on
         self._set = nominal
         self._set_lost = False
         self._latch_up: tuple[LatchUpWatch, asyncio.Future[LatchUp]] | None = None
@@ -193,6 +199,8 @@ class PowerLoop:
 
     def watch_latch_up(self, limits: LatchUpLimits) -> asyncio.Future[LatchUp]:
         """Cut when the current stays above a threshold; done with the cut. One at a time; see `disarm_latch_up`."""
+        if self._array is not None:
+            raise refuse_fault(self.board, "a latch-up current")
         limits.check(self._envelope)
         if self._latch_up is not None and not self._latch_up[1].done():
             raise UsageError(f"{self.board}: a latch-up protection is armed already")
@@ -225,6 +233,8 @@ class PowerLoop:
             loop._check_flight(flight)
         meter = next((loop._meter.name for loop in loops if loop._meter is not None), "")
         flown = FlightPower(flight, board_min_v, tell=self._pass_on, clock=self._clock, meter=meter)
+        if self._array is not None and flight.array is not None:
+            self._array.begin(flight.array, lambda: flight.clock.mission_s(self._clock()))
         self._others = others
         for loop in loops:
             loop._metering.flown, loop._metering.ledger = flown, flown.ledger
@@ -236,8 +246,27 @@ class PowerLoop:
                 f"{flight.bounds.period_s:.3f} s",
                 hint="use a faster supply, or fewer boards on it",
             )
-        if self._main:
+        if self._array is not None and flight.array is not None:
+            self._array.check(flight.array, self._envelope, self.board)
+        elif self._main and flight.eps is not None:
             self._envelope.check(Setpoint(flight.eps.state.bus_voltage_v, self._nominal.current_limit_a))
+
+    @property
+    def array(self) -> ArraySource | None:
+        """What the channel is, if it is no supply."""
+        return self._array
+
+    async def prepare_array(self) -> dict[str, float]:
+        """Load the flight's curve while the output is off, and learn what a change of the light takes."""
+        array = self._array
+        if array is None:
+            return {}
+        began_s = self._clock()
+        await array.program()
+        loaded_s = self._clock()
+        await array.program()  # the curve is there by now: but a change of the light
+        self._writes_s.append(self._clock() - loaded_s)
+        return {"took_s": loaded_s - began_s, **array.told()}
 
     def detach(self) -> None:
         """Open the loop: the set point stays where it is, metering goes on. A shed load stays off."""
@@ -309,7 +338,8 @@ class PowerLoop:
             self._live()
             reading = await self._supply.measure(self._channel)
             # A write with its read-back costs as many exchanges as a measurement: assume so until one was measured.
-            self._slot.measured(2 * reading.exchange_s)
+            writes = 1.0 if self._array is None else WRITE_EXCHANGES
+            self._slot.measured((1.0 + writes) * reading.exchange_s)
         self.period_s = self._slot.period_s(self._tuning.period_min_s)
 
     def _adapt(self, measured_s: float) -> None:
@@ -326,9 +356,12 @@ class PowerLoop:
         reading = await self._read()
         if reading is None:
             return
-        if self._energized and not reading.output_on:
+        dark = self._energized and self._array is not None and self._array.expected is not True
+        if self._energized and not reading.output_on and not dark:
             await self._on_trip(reading)
         elif self._energized:
+            if self._array is not None:
+                self._judge_array(self._array, reading)
             await self._watch_envelope(reading)
             await self._watch_latch_up(reading)
         else:
@@ -429,10 +462,15 @@ class PowerLoop:
 
     # -------------------------------------------------------------------------------------------- with a flight
     async def _fly(self, flown: FlightPower, reading: Reading, due_s: float) -> None:
+        if self._array is not None:
+            flown.passed(self._clock())
+            if self.state == "on":
+                await self._follow_array(self._array, due_s)
+            return
         board_w = self._metering.drawn_w(reading) if self._energized else 0.0
         state = flown.feed(self.board, board_w, self._clock(), self._efficiency)
         if self._others is not None:
-            flown.gain = flown.flight.eps.gain(flown.bus_w)
+            flown.gain = flown.model.gain(flown.bus_w)
             if self._sequence is None:
                 self._sequence = self._shed_or_restore(flown, self._others)
         # Below the board's minimum the loop that leads sheds it, within a tick of its own.
@@ -445,8 +483,32 @@ class PowerLoop:
 
     def _feed_switching(self, until_s: float, watts: float) -> None:
         """Tell the model what was drawn between two ticks."""
-        if self._flown is not None and not self._flown.held:
+        if self._flown is not None and self._array is not None:
+            self._flown.passed(until_s)
+        elif self._flown is not None and not self._flown.held:
             self._flown.feed(self.board, watts, until_s, self._efficiency)
+
+    def _judge_array(self, array: ArraySource, reading: Reading) -> None:
+        if array.expected is False and reading.output_on:
+            raise SafetyError(
+                f"{self.board}: its array is in the dark, and the output is on",
+                hint="somebody else switched it on at the instrument",
+            )
+        array.judge(reading, self._envelope.undervoltage_lockout_v, self._tuning.breach_s, self._pass_on)
+
+    async def _follow_array(self, array: ArraySource, due_s: float) -> None:
+        """Bring the channel to this moment's light."""
+        try:
+            applied = await array.follow(due_s, self._pass_on)
+        except InstrumentError as error:
+            self._tell("setpoint_lost", error=error.message, wanted_v=array.setpoint.voltage_v)
+            return
+        if applied is None:
+            self.ledger.writes_skipped += 1
+            return
+        self._set, self._setpoint_late_s = array.setpoint, applied.lateness_s
+        self._writes_s.append(applied.verified_s - applied.sent_s)
+        self.ledger.writes += 1
 
     async def _follow(self, wanted: Setpoint, due_s: float) -> None:
         """Bring the channel to the bus's voltage, as fast as the board's slew allows."""
@@ -591,6 +653,8 @@ class PowerLoop:
                 f"{self.board}: its load is shed by the mission's power system",
                 hint="wait until the battery restores it, or end the flight",
             )
+        if self._array is not None and self._flown is None:
+            raise refuse_without_flight(self.board)
         if self._flown is not None:
             setpoint = self._bus() if self._main else self._nominal
         on = await self._power_on(setpoint or self._nominal)
@@ -607,6 +671,8 @@ class PowerLoop:
 
     def _bus(self) -> Setpoint:
         """What the flight's bus feeds now."""
+        if self._array is not None:
+            return self._array.setpoint
         volts = self._nominal.voltage_v if self._flown is None else self._flown.state.bus_voltage_v
         return Setpoint(volts, self._nominal.current_limit_a)
 
@@ -621,6 +687,8 @@ class PowerLoop:
     def _check_dip(self, asked: _Dip) -> None:
         if self.state != "on":
             raise UsageError(f"{self.board} is {self.state}: only a board that is on can be dipped")
+        if self._array is not None:
+            raise refuse_fault(self.board, "a dip")
         check_dip(self._envelope, self._set, asked.depth_v, asked.duration_s)
         if self._flown is not None and asked.duration_s > (longest_s := self._flown.flight.bounds.lateness_s):
             raise UsageError(
@@ -700,6 +768,8 @@ class PowerLoop:
     async def _power_on(self, setpoint: Setpoint) -> PoweredOn:
         self._check_heartbeat(starting=True)
         try:
+            if self._before_on is not None:
+                await self._before_on()
             on = await safety.power_on(
                 self._supply,
                 self._channel,
@@ -708,6 +778,7 @@ class PowerLoop:
                 self._journal,
                 self._intent,
                 off_since_s=self._off_verified_s,
+                source=self._array,
                 layers=self._layers,
                 armed=self._arm,
                 clock=self._clock,
@@ -723,7 +794,7 @@ class PowerLoop:
             if isinstance(error, BenchError):
                 self._tell("power_on_failed", error=error.message)
             raise
-        self.state, self._set = "on", setpoint
+        self.state, self._set = "on", setpoint if self._array is None else self._array.setpoint
         self.starts += 1
         self._energy_at_on_j = self._metering.energy_j
         self._metering.add_energy(on.energy_j, on.on_s, on.settled_s)

@@ -353,6 +353,20 @@ class PoweredOff:
     reading: Reading
 
 
+class Source(Protocol):
+    """What a channel gives instead of a set voltage: a solar array's curve (`hil.bench.arrayflight`)."""
+
+    @property
+    def lit(self) -> bool:
+        """Whether the output is to go on at all: an array in the dark is one that is off."""
+
+    async def program(self) -> None:
+        """Set and read back what is given, while the output is off."""
+
+    def holds(self, reading: Reading, envelope: Envelope) -> bool:
+        """Whether a measurement shows that the board has its power."""
+
+
 Step = Callable[[str], None]
 NO_LAYERS = Layers()
 
@@ -374,6 +388,7 @@ async def power_on(
     intent: Intent,
     *,
     off_since_s: float | None = None,
+    source: Source | None = None,
     layers: Layers = NO_LAYERS,
     armed: Callable[[], Awaitable[None]] | None = None,
     on_step: Step = _silent,
@@ -386,9 +401,12 @@ async def power_on(
     `off_since_s`: when the output was last verified off; None waits the whole off dwell from now. `layers` say what
     level of protection is accepted, and hold the supply's watchdog, which is armed and read back before the output
     goes on. `armed` is awaited before that too: there the dead-man learns of it. `on_reading` gets what is measured
-    once it is on. Raises SafetyError, BenchError or UsageError; the message says what was measured.
+    once it is on. `source` is programmed in place of `setpoint`, before the protections, which entering its mode may
+    forget; while it is dark the output stays off. Raises SafetyError, BenchError or UsageError; the message says what
+    was measured.
     """
-    envelope.check(setpoint)
+    if source is None:
+        envelope.check(setpoint)
     on_step("identify")
     await supply.open()
     can = supply.capabilities
@@ -405,14 +423,21 @@ async def power_on(
     await supply.clear_status()
     if await supply.tripped(channel):
         await supply.clear_protection(channel)
+    # An array regulates current wherever a power unit looks for its maximum: a protection that trips there is no
+    # protection, and the curve's short-circuit current, read back, is the limit.
+    ocp = can.ocp and not (source is not None and can.ocp_follows_limit)
+    if source is not None:
+        on_step("program")
+        await source.program()
     on_step("protect")
     await supply.program_protection(
         channel,
         envelope.overvoltage_protection_v if can.ovp else None,
-        envelope.overcurrent_protection_a if can.ocp else None,
+        envelope.overcurrent_protection_a if ocp else None,
     )
-    on_step("program")
-    await supply.program(channel, setpoint)
+    if source is None:
+        on_step("program")
+        await supply.program(channel, setpoint)
     on_step("dwell")
     since = discharged if off_since_s is None else off_since_s
     while (left := since + envelope.off_dwell_s - clock()) > 0:
@@ -424,11 +449,14 @@ async def power_on(
             await armed()
         if layers.watchdog is not None and await layers.watchdog.hold(intent.key):
             on_step("watchdog")
-        on_step("on")
-        applied = await supply.output(channel, True)
-        reading, peak, energy = await _settle(
-            supply, channel, envelope, setpoint, applied.acknowledged_s, clock, sleep, on_reading
-        )
+        on_step("on" if source is None or source.lit else "dark")
+        applied = await supply.output(channel, source is None or source.lit)
+        if source is not None and not source.lit:
+            reading, peak, energy = await supply.measure(channel), 0.0, 0.0
+        else:
+            reading, peak, energy = await _settle(
+                supply, channel, envelope, setpoint, source, applied.acknowledged_s, clock, sleep, on_reading
+            )
     except BaseException as failure:
         on_step("abort")
         # Shielded: a Ctrl-C during the start must not leave the output on.
@@ -452,7 +480,7 @@ async def power_on(
             failure.add_note(f"and switching off failed too: {second}")
         raise
     on_step("settled")
-    waived = tuple(name for has, name in ((can.ocp, "no-ocp"), (can.ovp, "no-ovp")) if not has)
+    waived = tuple(name for has, name in ((ocp, "no-ocp"), (can.ovp, "no-ovp")) if not has)
     return PoweredOn(applied.acknowledged_s, reading.time_s, reading, peak, energy, level, waived)
 
 
@@ -548,6 +576,7 @@ async def _settle(
     channel: int,
     envelope: Envelope,
     setpoint: Setpoint,
+    source: Source | None,
     on_s: float,
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
@@ -572,11 +601,21 @@ async def _settle(
         if inrush := envelope.inrush_breach(peak, energy) if clock() - on_s <= envelope.inrush_s else "":
             raise SafetyError(inrush, hint="check the board for damage, then the board type's bounds for its inrush")
         elapsed = clock() - on_s
-        in_tolerance = abs(reading.voltage_v - setpoint.voltage_v) <= envelope.on_tolerance_v
+        in_tolerance = (
+            abs(reading.voltage_v - setpoint.voltage_v) <= envelope.on_tolerance_v
+            if source is None
+            else source.holds(reading, envelope)
+        )
         if elapsed >= envelope.inrush_s and in_tolerance and not envelope.breach(reading):
             return reading, peak, energy
         if elapsed >= max(envelope.on_timeout_s, envelope.inrush_s):
             mode = await supply.regulation(channel)
+            if source is not None:
+                raise SafetyError(
+                    f"after {elapsed:.2f} s the unit behind the array has {reading.voltage_v:g} V at "
+                    f"{reading.current_a:g} A ({mode}), less than its {envelope.voltage_min_v:g} V",
+                    hint="a short, or a load that asks for more than the array has in this light",
+                )
             raise SafetyError(
                 f"after {elapsed:.2f} s the board has {reading.voltage_v:g} V at {reading.current_a:g} A ({mode}) "
                 f"instead of {setpoint.voltage_v:g} V ± {envelope.on_tolerance_v:g} V",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from hil.campaign import plan
+from hil.campaign import behind_array, plan
 from hil.campaign.cfdp_rate import sender_rates
 from hil.campaign.evidence import NoEvidence
 from hil.campaign.feasible import Outlook, outlook
@@ -21,6 +21,7 @@ from hil.mission.eps import GAIN_LIMIT, EpsModel
 
 if TYPE_CHECKING:
     from hil.inventory import Bench, BoardType, Mission
+    from hil.inventory.board_type import SupplyLimits
     from hil.mission.timeline import Timeline
 
 # The demo's eclipse must be survived at idle and must not be survived under full inference, both with a margin.
@@ -43,17 +44,22 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a mission finds on a bench: features, and the fastest rate that its link emulator was seen to carry."""
+    """What a mission finds on a bench: features, and the fastest rate that its link emulator was seen to carry.
+
+    `array`: the limits of the power unit's input, where the board hangs on a simulated solar array.
+    """
 
     features: frozenset[str]
     link_limit_bps: float | None = None
+    array: SupplyLimits | None = None
 
     @classmethod
     def of(cls, bench: Bench, board_name: str | None = None) -> Place:
         """The place of one board of a bench."""
         name, wires, _ = bench.board(board_name)
         link = None if wires.payload is None else bench.file.links[wires.payload.link]
-        return cls(bench.features(name), None if link is None else link.rate_limit_bps)
+        limit_bps = None if link is None else link.rate_limit_bps
+        return cls(bench.features(name), limit_bps, behind_array.input_limits(bench, name))
 
 
 def check_mission(mission: Mission, board: BoardType, place: Place | None = None) -> list[Finding]:
@@ -70,11 +76,15 @@ def check_mission(mission: Mission, board: BoardType, place: Place | None = None
     if any(step.upload is not None and step.upload.protocol == "cfdp" for step in mission.file.steps):
         findings += [_cfdp(), _cfdp_rate(mission, timeline, board)]
     findings += [_rates(mission, timeline, place), _edges(mission, timeline)]
-    findings += [_envelope(board, mission), _bus_range(board, mission), _balance(timeline), _sunlight(timeline)]
-    findings.append(_loop(timeline, board))
-    if "eclipse" in kinds:
-        findings += [_eclipse(timeline), _platform(timeline)]
-    if timeline.environment.thermal is not None and timeline.environment.thermal.cutoff is not None:
+    if place.array is not None:
+        findings += [_array(mission, timeline, place.array), _sunlight(timeline)]
+    else:
+        findings += [_envelope(board, mission), _bus_range(board, mission), _balance(timeline), _sunlight(timeline)]
+        findings.append(_loop(timeline, board))
+        if "eclipse" in kinds:
+            findings += [_eclipse(timeline), _platform(timeline)]
+    thermal = timeline.environment.thermal
+    if thermal is not None and thermal.cutoff is not None and place.array is None:
         findings.append(_thermal(mission, timeline, board))
     return [*findings, _wall_time(mission, timeline, board), *_criteria(mission, place, timeline), _model(mission)]
 
@@ -212,6 +222,26 @@ def _loop(timeline: Timeline, board: BoardType) -> Finding:
     return Finding(what, gain <= GAIN_LIMIT, found, {"gain": round(gain, 4)})
 
 
+def _array(mission: Mission, timeline: Timeline, limits: SupplyLimits) -> Finding:
+    """What a flight on a solar-array simulator refuses, as far as mission and bench file decide it."""
+    what = "a solar-array simulator can play the array"
+    waiting = [step.kind for step in mission.file.steps if step.kind in behind_array.STEPS]
+    if waiting:
+        told = ", ".join(f"`{kind}` waits for {behind_array.STEPS[kind]}" for kind in waiting)
+        return Finding(what, False, f"{told}: the board hangs on an array, before a real power unit")
+    try:
+        curve = behind_array.brightest(timeline)
+    except UsageError as error:
+        return Finding(what, False, str(error))
+    ok = limits.voltage_min_v <= curve.voc_v <= limits.voltage_max_v and curve.isc_a <= limits.current_max_a
+    found = (
+        f"at its brightest Voc {curve.voc_v:.2f} V and Isc {curve.isc_a:.3f} A; the power unit's input takes "
+        f"{limits.voltage_min_v:g} to {limits.voltage_max_v:g} V and {limits.current_max_a:g} A; flown with "
+        "--rate 1 only"
+    )
+    return Finding(what, ok, found, {"voc_v": round(curve.voc_v, 4), "isc_a": round(curve.isc_a, 4)})
+
+
 def _balance(timeline: Timeline) -> Finding:
     balance = budget.orbit_balance(timeline)
     data = {"available_wh": round(balance.available_wh, 3), "needed_wh": round(balance.needed_wh, 3)}
@@ -299,7 +329,7 @@ def _criteria(mission: Mission, place: Place, timeline: Timeline) -> list[Findin
         check_criteria(mission.file.criteria, str(mission.path), mission.file.reports)
     except UsageError as error:
         return [Finding(what, False, str(error))]
-    seen = outlook(mission.file, place.features, timeline)
+    seen = outlook(mission.file, place.features, timeline, on_array=place.array is not None)
     decided = [item for item in seen if item.ok is not None]
     able = len(seen) - sum(item.ok is False for item in seen)
     head = Finding(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hil.campaign import behind_array
 from hil.campaign.evidence import NoEvidence
 from hil.campaign.measures import find, steps_for
 from hil.campaign.measures_steps import split_reported
@@ -28,16 +29,21 @@ class Outlook:
     why: str
 
 
-def outlook(file: MissionFile, features: frozenset[str], timeline: Timeline) -> list[Outlook]:
-    """One line a criterion. Those of the compiled orbit are judged already."""
-    return [_of(spec, file, features, timeline) for spec in file.criteria]
+def outlook(
+    file: MissionFile, features: frozenset[str], timeline: Timeline, *, on_array: bool = False
+) -> list[Outlook]:
+    """One line a criterion. Those of the compiled orbit are judged already. `on_array`: the board's battery is real."""
+    return [_of(spec, file, features, timeline, on_array) for spec in file.criteria]
 
 
-def _of(spec: CriterionSpec, file: MissionFile, features: frozenset[str], timeline: Timeline) -> Outlook:
+def _of(
+    spec: CriterionSpec, file: MissionFile, features: frozenset[str], timeline: Timeline, on_array: bool
+) -> Outlook:
     if find(spec.measure, file.reports) is None:
         return Outlook(spec.name, False, f"there is no measure {spec.measure}")
-    reason = next(_reasons(spec, file, features), None)
-    if reason is not None:
+    unseen = behind_array.lacking(spec.measure) if on_array else ""
+    reason = unseen or next(_reasons(spec, file, features), None)
+    if reason:
         return Outlook(spec.name, False, reason)
     if spec.measure in OF_TIMELINE:
         return _computed(spec, timeline)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hil.bench.journal import Journal
+from hil.campaign import behind_array
 from hil.campaign.cfdp_rate import check_sender_rates
 from hil.campaign.finish import Finished, finish
 from hil.campaign.flying import Flying, Say, TimeIsUp
@@ -66,6 +67,8 @@ def fly(
     check_criteria(mission.file.criteria, str(mission.path), mission.file.reports)
     environment(mission, board_type)
     check_features(bench, mission, name)
+    if behind_array.input_limits(bench, name) is not None:
+        behind_array.check_pace(mission, name, pace)
     check_model(mission)
     check_protocols(mission, board_type, pace)
     run = create_run(runs, bench, mission)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hil.campaign import derive, measures_steps, measures_timeline, measures_upload
+from hil.campaign import behind_array, derive, measures_steps, measures_timeline, measures_upload
 from hil.campaign.evidence import (
     Measure,
     Measured,
@@ -568,7 +568,7 @@ _ALL: tuple[Measure, ...] = (
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
-        item.name: item
+        item.name: behind_array.guarded(item)
         for item in (*_ALL, *measures_steps.MEASURES, *measures_timeline.MEASURES, *measures_upload.MEASURES)
     }
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hil.campaign import derive, measures_upload, plot, verdict
+from hil.campaign import behind_array, derive, measures_upload, plot, verdict
 from hil.campaign.evidence import NoEvidence
 from hil.campaign.measures import MEASURES
 from hil.campaign.page import page
@@ -142,7 +142,8 @@ def _cards(record: Record) -> Iterable[str]:
         f"median of {len(speeds)} questions, one user, by the client's clock" if speeds else "no answer of two tokens",
     )
     yield _measure_card(record, "Longest answer, first byte up to last down", "query.duration_s.max", 1, "s", 1)
-    phases = {item.phase: item for item in derive.per_phase(record)}
+    unseen = behind_array.lacking("energy.j_per_token") if behind_array.flown(record) else ""
+    phases = {} if unseen else {item.phase: item for item in derive.per_phase(record)}
     for phase, name in ((derive.SUN, "in sunlight"), (derive.ECLIPSE, "in eclipse")):
         part = phases.get(phase)
         each = part.j_per_token if part else None
@@ -150,7 +151,7 @@ def _cards(record: Record) -> Iterable[str]:
             f"Energy per token {name}",
             None if each is None else f"{each:.2f}",
             "J",
-            f"{part.energy_j:.0f} J measured over {part.tokens} tokens" if part else f"no inference {name}",
+            f"{part.energy_j:.0f} J measured over {part.tokens} tokens" if part else unseen or f"no inference {name}",
         )
     yield _measure_card(record, "Inference draws above idle", "power.inference_minus_idle_w", 1, "W", 1)
     yield _measure_card(record, "Lowest bus voltage (modelled)", "eclipse.min_bus_voltage_v", 1, "V", 2)
@@ -288,6 +289,7 @@ def _value(value: float | str | None) -> str:
 
 def _panels(record: Record, mission: MissionFile) -> tuple[Panel, ...]:
     power, shed = record.power, mission.power.shed
+    array = behind_array.flown(record)
     t_s = power.t_mono
     on = np.where(derive.powered(record), power.voltage_v, np.nan)
     links = {direction: _link(record, direction) for direction in ("uplink", "downlink")}
@@ -298,25 +300,31 @@ def _panels(record: Record, mission: MissionFile) -> tuple[Panel, ...]:
             "Voltage",
             "V",
             (
-                Series("bus, modelled", t_s, power.bus_voltage_v, 2, "dashed"),
+                *(() if array else (Series("bus, modelled", t_s, power.bus_voltage_v, 2, "dashed"),)),
                 Series("supply, measured while on", t_s, on, 1),
             ),
             zero=False,
             height=130,
             digits=2,
-            marks=((shed.voltage_v, f"shed {shed.voltage_v:g} V"),),
+            marks=() if array else ((shed.voltage_v, f"shed {shed.voltage_v:g} V"),),
         ),
         Panel("Current", "A", (Series("supply, measured", t_s, power.current_a, 1),), digits=2),
         Panel(
             "Power",
             "W",
             (
-                Series("array used, modelled", t_s, power.array_used_w, 5, "dashed"),
-                Series("board, measured", t_s, power.power_w, 1),
+                Series("array available, modelled", t_s, power.array_w, 5, "dashed")
+                if array
+                else Series("array used, modelled", t_s, power.array_used_w, 5, "dashed"),
+                Series("drawn from the array, measured" if array else "board, measured", t_s, power.power_w, 1),
             ),
             height=130,
         ),
-        Panel("State of charge", "%", (Series("battery, modelled", t_s, 100 * power.soc, 3),), top=100.0),
+        *(
+            ()
+            if array
+            else (Panel("State of charge", "%", (Series("battery, modelled", t_s, 100 * power.soc, 3),), top=100.0),)
+        ),
         *_heat_panels(record, mission),
         Panel("Sunlight", "% visible", (Series("computed", t_s, 100 * power.sunlit, 5),), height=84, top=100),
         Panel("One-way delay", "ms", tuple(_line(name, s, 1e3 * d) for name, (s, _, d) in links.items()), digits=2),
@@ -452,6 +460,15 @@ def _event(event: Event) -> str | None:
             return f"Answered ({get('step')}): {get('tokens')} tokens in {_s(get('duration_s'))}"
         case "mailbox":
             return f"Answer kept on board delivered over {get('delivered_in_contact')}"
+        case "array_dark":
+            return "The array is dark: its output is off, the power unit's battery carries the board"
+        case "array_lit":
+            return "Light on the array: its output is on again"
+        case "array_collapsed":
+            volts, share = get("voltage_v", math.nan), get("light", math.nan)
+            return f"The array collapsed to {volts:.2f} V: more asked than it has in {share:.0%} of its light"
+        case "array_recovered":
+            return "The array has its voltage again"
         case "load_shed":
             return f"Load shed at {get('watched_v', math.nan):.2f} V: the board's power is cut"
         case "load_restored":

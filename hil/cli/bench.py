@@ -48,7 +48,8 @@ def status(bench_file: str | None, as_json: bool) -> None:
             click.echo(f"             fault: {board['fault']}")
     if state["flight"]:
         flight = state["flight"]
-        click.echo(f"  flight {flight['utc']} at rate {flight['rate']:g}, state of charge {flight['soc']:.0%}")
+        charge = "behind an array" if flight["soc"] is None else f"state of charge {flight['soc']:.0%}"
+        click.echo(f"  flight {flight['utc']} at rate {flight['rate']:g}, {charge}")
 
 
 @bench.command()

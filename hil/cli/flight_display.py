@@ -151,7 +151,7 @@ def _fields(state: dict[str, Any]) -> list[tuple[str, str]]:
         ("mission", f"{state['utc']} x{state['rate']:g}"),
         ("phase", f"{phase['label']}, {'sun' if sun >= 1 else 'eclipse' if sun <= 0 else f'penumbra {sun:.0%}'}"),
         ("bus", f"{power['voltage_v']:.2f} V {power['current_a']:.2f} A {power['power_w']:.1f} W ({power['state']})"),
-        ("charge", f"{state['soc']:.1%}"),
+        ("charge", "the real battery's, behind the array" if state["soc"] is None else f"{state['soc']:.1%}"),
         ("link", radio),
         ("uploaded", f"{state['upload_bytes'] / 1e6:.1f} MB"),
         ("tokens", str(state["tokens"])),

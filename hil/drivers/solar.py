@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hil.drivers.codec import ReadbackError, parse_word
+from hil.drivers.codec import ReadbackError
 from hil.drivers.dialects import ChannelRange, Operation
 from hil.drivers.dialogue import Dialogue, Pause, Steps
 from hil.drivers.scpi import ScpiSupply
@@ -92,20 +92,53 @@ async def play_array(supply: ScpiSupply, ch: int, curve: Curve, *, scale: float 
     if not 0.01 <= scale <= 1.0:
         raise UsageError(f"the light of an array must be 0.01 to 1 of full, got {scale:g}; nothing was sent")
     talk = Dialogue(supply.dialect)
-    if not talk.dialect.has("sas_scale") and scale != 1.0:
-        curve = Curve(curve.voc_v, curve.isc_a * scale, curve.vmp_v, curve.imp_a * scale)
     await supply.converse(_play(talk, ch, curve, limits, scale))
-    if entries := await supply.errors():
-        raise ReadbackError(
-            f"{supply.address} refused the array curve: {'; '.join(map(str, entries))}",
-            hint="it goes on playing the last curve that it took; switch the output off",
-        )
+    await _raise_refused(supply)
+
+
+async def dim_array(supply: ScpiSupply, ch: int, curve: Curve, scale: float) -> None:
+    """Another light, 0.01..1, on the array that `ch` plays already with this curve at full light; its output may be on.
+
+    Where the instrument has a scale only that is sent, never its table. SafetyError when the channel plays an array no
+    more, ReadbackError when it plays something else.
+    """
+    talk = Dialogue(supply.dialect)
+    limits = _checked(supply, ch, curve)
+    await supply.converse(_dim(talk, ch, curve, limits, scale))
+    await _raise_refused(supply)
+
+
+async def plays_array(supply: ScpiSupply, ch: int) -> bool:
+    """Whether channel `ch` is in its array mode, whatever its output."""
+    talk = Dialogue(supply.dialect)
+    return (await supply.converse(talk.word("sas_mode", ch))) == "SAS"
+
+
+async def disarm_ocp(supply: ScpiSupply, ch: int) -> None:
+    """Switch off an over-current protection that acts where the channel regulates current, and read that back.
+
+    An array does that at every point left of its maximum: it would be a trip wherever a power unit looks for it.
+    """
+    talk = Dialogue(supply.dialect)
+    if not talk.dialect.has("set_ocp_state"):
+        return
+    await supply.converse(talk.tell("set_ocp_state", ch, on=False))
+    if await supply.converse(talk.flag("get_ocp_state", ch)):
+        raise ReadbackError(f"the over-current protection of channel {ch} of {supply.address} stays enabled")
 
 
 async def leave_array(supply: ScpiSupply, ch: int) -> None:
     """Make channel `ch` an ordinary supply again; its output must be off."""
     await supply.open()
     await supply.converse(_switch_mode(Dialogue(supply.dialect), ch, "FIXED"))
+
+
+async def _raise_refused(supply: ScpiSupply) -> None:
+    if entries := await supply.errors():
+        raise ReadbackError(
+            f"{supply.address} refused the array curve: {'; '.join(map(str, entries))}",
+            hint="it goes on playing the last curve that it took; switch the output off",
+        )
 
 
 def _checked(supply: ScpiSupply, ch: int, curve: Curve) -> ChannelRange:
@@ -125,8 +158,7 @@ def _checked(supply: ScpiSupply, ch: int, curve: Curve) -> ChannelRange:
 
 def _switch_mode(talk: Dialogue, ch: int, wanted: str) -> Steps[bool]:
     """Whether the mode had to be switched; SafetyError when the output is on and it would have to be."""
-    form = talk.dialect.commands["sas_mode"].reply
-    if parse_word((yield from talk.ask("sas_mode", ch)), form, ch) == wanted:
+    if (yield from talk.word("sas_mode", ch)) == wanted:
         return False
     if (yield from talk.output_on(ch)):
         raise SafetyError(
@@ -134,7 +166,7 @@ def _switch_mode(talk: Dialogue, ch: int, wanted: str) -> Steps[bool]:
             hint="switch the output off first",
         )
     yield from talk.tell("sas_enter" if wanted == "SAS" else "sas_leave", ch)
-    if parse_word((yield from talk.ask("sas_mode", ch)), form, ch) != wanted:
+    if (yield from talk.word("sas_mode", ch)) != wanted:
         raise ReadbackError(f"channel {ch} did not enter its {wanted.lower()} mode")
     return True
 
@@ -146,20 +178,42 @@ def _play(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: fl
             yield Pause(TABLE_PAUSE_S)
         for index, amperes in enumerate(table_currents(curve, limits.rated_v)):
             yield from talk.tell("sas_point", ch, index=index, a=amperes)
+        yield from talk.tell("sas_submit", ch)
+        yield Pause(TABLE_PAUSE_S)
+        yield from _scale(talk, ch, scale)
     else:
-        yield from talk.tell("sas_curve", ch, voc=curve.voc_v, isc=curve.isc_a, vmp=curve.vmp_v, imp=curve.imp_a)
+        yield from _four_values(talk, ch, curve, limits, scale)
+
+
+def _dim(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: float) -> Steps[None]:
+    if (yield from talk.word("sas_mode", ch)) != "SAS":
+        raise SafetyError(
+            f"channel {ch} plays an array no more",
+            hint="somebody left its mode, or the instrument was restarted: what it feeds now is not the mission's",
+        )
+    if talk.dialect.has("sas_scale"):
+        yield from _scale(talk, ch, scale)
+    else:
+        yield from _four_values(talk, ch, curve, limits, scale)
+
+
+def _four_values(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: float) -> Steps[None]:
+    if not talk.dialect.has("sas_scale"):
+        curve = Curve(curve.voc_v, curve.isc_a * scale, curve.vmp_v, curve.imp_a * scale)
+    yield from talk.tell("sas_curve", ch, voc=curve.voc_v, isc=curve.isc_a, vmp=curve.vmp_v, imp=curve.imp_a)
     if talk.dialect.has("sas_submit"):
         yield from talk.tell("sas_submit", ch)
-    if talk.dialect.has("sas_point"):
-        yield Pause(TABLE_PAUSE_S)
     if talk.dialect.has("sas_scale"):
-        yield from talk.tell("sas_scale", ch, percent=scale * 100.0)
-        yield from _agree(talk, ch, "sas_get_scale", scale * 100.0, 0.5, "%")
-    if not talk.dialect.has("sas_point"):
-        yield from _agree(talk, ch, "sas_get_voc", curve.voc_v, limits.voltage_step_v, "V")
-        yield from _agree(talk, ch, "sas_get_vmp", curve.vmp_v, limits.voltage_step_v, "V")
-        yield from _agree(talk, ch, "sas_get_isc", curve.isc_a, limits.current_step_a, "A")
-        yield from _agree(talk, ch, "sas_get_imp", curve.imp_a, limits.current_step_a, "A")
+        yield from _scale(talk, ch, scale)
+    yield from _agree(talk, ch, "sas_get_voc", curve.voc_v, limits.voltage_step_v, "V")
+    yield from _agree(talk, ch, "sas_get_vmp", curve.vmp_v, limits.voltage_step_v, "V")
+    yield from _agree(talk, ch, "sas_get_isc", curve.isc_a, limits.current_step_a, "A")
+    yield from _agree(talk, ch, "sas_get_imp", curve.imp_a, limits.current_step_a, "A")
+
+
+def _scale(talk: Dialogue, ch: int, scale: float) -> Steps[None]:
+    yield from talk.tell("sas_scale", ch, percent=scale * 100.0)
+    yield from _agree(talk, ch, "sas_get_scale", scale * 100.0, 0.5, "%")
 
 
 def table_currents(curve: Curve, rated_v: float) -> list[float]:

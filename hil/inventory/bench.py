@@ -27,6 +27,8 @@ File = Annotated[Path, AfterValidator(Path.expanduser)]
 # Both become words of a command line of `ssh`: never an option, and nothing that ends a word of a shell.
 SshAddress = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9_.:%-]*$")]
 SshUser = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+\\-]*$")]
+#: Those of `hil.drivers.dialects` that play arrays; a test holds the two together.
+ARRAY_DIALECTS = ("keysight-e4360", "keysight-mp4300", "chroma-62000h-s", "ea-pv")
 Outlet = Annotated[str, Field(pattern=r"^(tasmota://[^/]+(/\d+)?|lcus:///[^?]+(\?relay=\d+)?)$")]
 
 
@@ -66,7 +68,8 @@ class PowerWire(Strict):
     """One supply channel that feeds a board; several are switched in order, off in reverse order.
 
     In a flight the channels that the satellite's bus feeds follow its voltage. The others stay at their nominal one and
-    hang, in the model, on a converter between bus and channel.
+    hang, in the model, on a converter between bus and channel. `source: array`: the channel of a solar-array simulator
+    is the satellite's array, and feeds a real power unit with a battery that the board hangs behind.
     """
 
     supply: Name
@@ -81,13 +84,24 @@ class PowerWire(Strict):
         default=1.0, gt=0, le=1, description="modelled in a flight: of the converter before a channel off the bus"
     )
 
+    source: Literal["supply", "array"] = Field(
+        default="supply", description="array: a flight plays the mission's solar array; the board has no other channel"
+    )
+
     @property
     def on_bus(self) -> bool:
         """Whether a flight moves the channel's voltage."""
+        if self.source == "array":
+            return True
         return self.rail is None if self.follows_bus is None else self.follows_bus
 
     @model_validator(mode="after")
     def _converted(self) -> PowerWire:
+        if self.source == "array" and (self.follows_bus is not None or self.converter_efficiency != 1.0):
+            raise ValueError(
+                "an array is no bus and stands before every converter: leave `follows_bus` and `converter_efficiency` "
+                "out beside `source: array`"
+            )
         if self.on_bus and self.converter_efficiency != 1.0:
             raise ValueError(
                 "no converter stands before a channel that follows the bus: give `follows_bus: false` or no "
@@ -367,12 +381,35 @@ def load_bench(path: Path) -> Bench:
                 f"{path}:{lines[(*where, 'power')]}: none of board {board_name}'s channels follows the satellite's bus",
                 hint="the main input does, a channel without `rail:`; or say `follows_bus: true` at one",
             )
+        if any(wire.source == "array" for wire in board.power):
+            _array(path, lines, file, where, board)
         if board.meter is not None:
             _meter(path, lines, file, (*where, "meter"), board)
         if board.payload is not None:
             _known(path, lines, (*where, "payload", "link"), "link", board.payload.link, list(file.links))
     _one_board_a_channel(path, lines, file)
     return Bench(path=path.resolve(), id=identity, file=file, types=types)
+
+
+def _array(path: Path, lines: dict[Location, int], file: BenchFile, where: Location, board: BenchBoard) -> None:
+    """An array is a simulator's, the board's only channel, and nothing that a second meter could be held against."""
+    for index, wire in enumerate(board.power):
+        line = f"{path}:{lines[(*where, 'power', index)]}"
+        if len(board.power) > 1:
+            raise UsageError(
+                f"{line}: a board on an array has that channel alone: the power unit behind it makes the voltages",
+            )
+        spoken = file.supplies[wire.supply].dialect
+        if spoken not in ARRAY_DIALECTS:
+            raise UsageError(
+                f"{line}: supply {wire.supply} speaks {spoken}, which is no solar-array simulator",
+                hint=f"`source: array` needs one of {', '.join(ARRAY_DIALECTS)}",
+            )
+    if board.meter is not None:
+        raise UsageError(
+            f"{path}:{lines[(*where, 'meter')]}: between an array and the board lies a battery: a second meter cannot "
+            "be held against the channel",
+        )
 
 
 def _meter(path: Path, lines: dict[Location, int], file: BenchFile, where: Location, board: BenchBoard) -> None:
