@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host import free_ports
 
 import hil
 from hil.bench.certificate import EMULATED, Certifier, Plan
@@ -140,6 +139,8 @@ class Link:
 def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
     directory = tmp_path_factory.mktemp("link")
     directory.chmod(0o700)
+    from host import free_ports  # not at the top: as a script this file has only its own directory to import from
+
     (port,) = free_ports(1)
     cache = cache_dir()
     image = ensure_image(cache, port, print)
