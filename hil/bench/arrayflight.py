@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from hil.bench.powervalues import ArrayPlan, OnEvent
+from hil.bench.powervalues import OnEvent
 from hil.bench.safety import Envelope
 from hil.drivers import solar
 from hil.drivers.scpi import ScpiSupply
@@ -26,6 +27,17 @@ from hil.model import Applied, Reading, Setpoint
 LIGHT_STEP = 0.01
 _STEPS = round(1 / LIGHT_STEP)
 WRITE_EXCHANGES = 4.0  # a step of light with its read-back, in measurements: Chroma's 11 messages are the most
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPlan:
+    """The mission's array as a simulator plays it: its brightest curve, and the share of its currents (0..1) over time.
+
+    `light` is a function of mission seconds.
+    """
+
+    curve: solar.Curve
+    light: Callable[[float], float]
 
 
 def array_plan(timeline: Timeline) -> ArrayPlan:
@@ -41,7 +53,7 @@ def array_plan(timeline: Timeline) -> ArrayPlan:
 
 
 class ArraySource:
-    """The array on one channel, for the power loop that owns it. `begin` and `end` bound a flight."""
+    """The array on one channel, for the power loop that owns it. A flight lasts from `prepare` to `leave`."""
 
     def __init__(self, supply: ScpiSupply, channel: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._supply = supply
@@ -52,15 +64,34 @@ class ArraySource:
         self._step = 0  # of the light that the instrument was told last; 0 is an output that is off
         self._sure = False  # whether that was read back
         self._loaded = False  # the instrument has this flight's curve
+        self._change_s = 0.0
         self._low_since_s: float | None = None
         self._collapsed = False
 
     # ------------------------------------------------------------------------------------------------- a flight
-    def begin(self, plan: ArrayPlan, mission_s: Callable[[], float]) -> None:
-        """A flight with this array begins; `mission_s` is its time now."""
-        self._plan, self._mission_s = plan, mission_s
+    async def prepare(self, plan: ArrayPlan, start_s: float, envelope: Envelope, board: str) -> dict[str, float]:
+        """Load the curve of a flight that is to begin at mission second `start_s`, with the output off; what is played.
+
+        A table takes minutes: they pass before the mission's clock starts. Raises UsageError as `check` does, and what
+        `program` raises.
+        """
+        self.check(plan, envelope, board)
+        self._plan, self._mission_s = plan, lambda: start_s
         self._step, self._sure, self._loaded = 0, False, False
         self._low_since_s, self._collapsed = None, False
+        began_s = self._clock()
+        await self.program()
+        loaded_s = self._clock()
+        await self.program()  # the curve is there by now: but a change of the light
+        self._change_s = self._clock() - loaded_s
+        return {"took_s": loaded_s - began_s, "change_s": self._change_s, **self.told()}
+
+    def begin(self, mission_s: Callable[[], float]) -> float:
+        """The mission's clock runs: `mission_s` is its time now. Seconds that a change of the light took."""
+        if not self._loaded:
+            raise UsageError("the channel is an array, and no mission says which", hint="begin a flight first")
+        self._mission_s = mission_s
+        return self._change_s
 
     def check(self, plan: ArrayPlan, envelope: Envelope, board: str) -> None:
         """UsageError when a curve leaves what the board type says of its input, or the channel's range."""
@@ -88,7 +119,9 @@ class ArraySource:
             )
 
     async def leave(self) -> None:
-        """The flight is over and the output off: an ordinary supply again."""
+        """The flight is over and the output off: an ordinary supply again. Nothing happens without a flight."""
+        if self._plan is None:
+            return
         await solar.leave_array(self._supply, self._channel)
         self._plan, self._step, self._sure, self._loaded = None, 0, False, False
 

@@ -134,9 +134,13 @@ class FlightControl:
         if power is None:
             raise UsageError(f"{self.mission.path}: a flight needs the mission's `power:`")
         eps = None if self.board.on_array else EpsModel(power.eps)
-        array = array_plan(self.timeline) if self.board.on_array else None
         if self.board.console is not None:
             self._console_log = self.board.console.add_log(self.run_dir / "console")
+        for channel in self.board.channels:
+            if channel.array is not None:
+                plan = array_plan(self.timeline)
+                told = await channel.array.prepare(plan, self._start_s, channel.envelope, self.board.name)
+                self._write("array_programmed", **told)
         # The clock counts from here, not from before the compilation.
         self.clock = self.player.clock = MissionClock(self._start_s, self._monotonic())
         loop = self.board.attach(
@@ -148,12 +152,9 @@ class FlightControl:
                 planned_w=power.board_full_w or self.board.type.power.inference_w,
                 shed=power.shed,
                 bounds=self._bounds(),
-                array=array,
             )
         )
         self._loop, self._eps = loop, eps
-        if loop.array is not None:
-            self._write("array_programmed", **await loop.prepare_array())
         self._record_clock(self.clock.segments[0], "start")
         for key, value in {**meta, **self._anchors()}.items():
             self._put("meta", {"key": key, "value": value})
@@ -550,8 +551,13 @@ class FlightControl:
             await self.board.off(f"flight: {why}")
 
     async def _leave_array(self, why: str) -> None:
-        if self._loop is not None and self._loop.array is not None:
-            await self._loop.array.leave()
+        for channel in self.board.channels:
+            if channel.array is None:
+                continue
+            try:
+                await channel.array.leave()
+            except BenchError as error:  # the output is what counts; the next start of a board leaves the mode first
+                self._write("array_not_left", error=error.message)
 
     async def _clear_link(self, why: str) -> None:
         link = self.board.link

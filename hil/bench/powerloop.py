@@ -233,8 +233,8 @@ class PowerLoop:
             loop._check_flight(flight)
         meter = next((loop._meter.name for loop in loops if loop._meter is not None), "")
         flown = FlightPower(flight, board_min_v, tell=self._pass_on, clock=self._clock, meter=meter)
-        if self._array is not None and flight.array is not None:
-            self._array.begin(flight.array, lambda: flight.clock.mission_s(self._clock()))
+        if self._array is not None:
+            self._writes_s.append(self._array.begin(lambda: flight.clock.mission_s(self._clock())))
         self._others = others
         for loop in loops:
             loop._metering.flown, loop._metering.ledger = flown, flown.ledger
@@ -246,27 +246,8 @@ class PowerLoop:
                 f"{flight.bounds.period_s:.3f} s",
                 hint="use a faster supply, or fewer boards on it",
             )
-        if self._array is not None and flight.array is not None:
-            self._array.check(flight.array, self._envelope, self.board)
-        elif self._main and flight.eps is not None:
+        if self._main and flight.eps is not None:
             self._envelope.check(Setpoint(flight.eps.state.bus_voltage_v, self._nominal.current_limit_a))
-
-    @property
-    def array(self) -> ArraySource | None:
-        """What the channel is, if it is no supply."""
-        return self._array
-
-    async def prepare_array(self) -> dict[str, float]:
-        """Load the flight's curve while the output is off, and learn what a change of the light takes."""
-        array = self._array
-        if array is None:
-            return {}
-        began_s = self._clock()
-        await array.program()
-        loaded_s = self._clock()
-        await array.program()  # the curve is there by now: but a change of the light
-        self._writes_s.append(self._clock() - loaded_s)
-        return {"took_s": loaded_s - began_s, **array.told()}
 
     def detach(self) -> None:
         """Open the loop: the set point stays where it is, metering goes on. A shed load stays off."""

@@ -8,7 +8,6 @@ from typing import Any, Literal, Protocol
 
 from hil.bench.deadman import ArmedOutput
 from hil.bench.safety import Intent
-from hil.drivers.solar import Curve
 
 State = Literal["off", "on", "shed", "tripped"]
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -97,23 +96,12 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayPlan:
-    """The mission's array as a simulator plays it: its brightest curve, and the share of its currents (0..1) over time.
-
-    `light` is a function of mission seconds.
-    """
-
-    curve: Curve
-    light: Callable[[float], float]
-
-
-@dataclass(frozen=True, slots=True)
 class Flight:
     """What closes the loop. `array_w` and `sunlit` are functions of mission seconds.
 
     `planned_w` is the largest board load the mission plans with: the gain is judged by it before the flight. The board
-    may be fed over several channels: the bus feeds some, the others are modelled behind a converter. Where the channel
-    is the `array` itself nothing else is modelled: there is no `eps`.
+    may be fed over several channels: the bus feeds some, the others are modelled behind a converter. Where a channel
+    is the satellite's array (`hil.bench.arrayflight`) nothing else is modelled: there is no `eps`.
     """
 
     eps: EpsLike | None
@@ -123,7 +111,6 @@ class Flight:
     planned_w: float
     shed: ShedLike | None = None
     bounds: Bounds = Bounds()
-    array: ArrayPlan | None = None
 
 
 @dataclass(slots=True)

