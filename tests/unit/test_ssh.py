@@ -20,12 +20,14 @@ import paramiko
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from paramiko.buffered_pipe import PipeTimeout
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 from typing_extensions import Buffer
 
 from hil.client.shell import KeptShell, Rebooted
 from hil.drivers.ssh import SftpError, Shell, ShellLost, ShellTimeout, Upload, sftp, transfer
 from hil.drivers.ssh import shell as shell_module
+from hil.drivers.ssh.inbox import Inbox
 from hil.errors import BenchError, BoardError
 from hil.inference import onboard
 
@@ -600,6 +602,34 @@ def test_sftp_packets() -> None:
         list(decoder.feed(b"Welcome to the board"))
 
 
+def test_a_large_packet_comes_in_pieces() -> None:
+    content = random.Random(3).randbytes(300_000)
+    packets = [sftp.sftp_packet(101, 1, 0, b"", b""), *(sftp.sftp_packet(103, number, content) for number in (2, 3))]
+    stream, decoder = b"".join(packets), sftp.SftpDecoder()
+    found = [item for at in range(0, len(stream), 32_000) for item in decoder.feed(stream[at : at + 32_000])]
+    assert [(kind, number, bytes(body[4:])) for kind, number, body in found] == [
+        (101, 1, bytes(8)),
+        (103, 2, content),
+        (103, 3, content),
+    ]
+
+
+def test_an_inbox_gives_what_came_in_order_and_says_when_it_is_over() -> None:
+    inbox = Inbox()
+    with pytest.raises(PipeTimeout):
+        inbox.read(10, 0.01)
+    for piece in (b"abc", b"defg", b"hij"):
+        inbox.feed(piece)
+    assert (len(inbox), inbox.read_ready()) == (10, True)
+    assert [inbox.read(5), inbox.read(1), inbox.read(100, 0.0)] == [b"abcde", b"f", b"ghij"]
+    assert not inbox.read_ready()
+    threading.Timer(0.02, inbox.feed, [b"late"]).start()
+    assert inbox.read(100, 5.0) == b"late"
+    inbox.feed(b"rest")
+    inbox.close()
+    assert [inbox.read(100, 5.0), inbox.read(100, None)] == [b"rest", b""]
+
+
 class ScriptedChannel:
     """Answers every request with success; remembers what it got."""
 
@@ -619,6 +649,8 @@ class ScriptedChannel:
             self.requests.append((kind, number, body))
             if kind == 1:
                 answer = struct.pack(">BI", 2, 3) + self._extensions
+            elif kind == 200 and body.startswith(b"\0\0\0\x12limits@openssh.com"):
+                answer = struct.pack(">BI4Q", 201, number, 262_144, 261_120, 65_536, 0)
             elif kind == 3:
                 answer = struct.pack(">BI", 102, number) + b"\0\0\0\1h"
             else:
@@ -637,6 +669,7 @@ class ScriptedChannel:
 def test_written_bytes_are_put_on_disk_where_the_server_can(extensions: bytes, source: Path) -> None:
     channel = ScriptedChannel(extensions)
     remote = sftp.RemoteFile(channel, "x.part", 1.0, write=True)  # type: ignore[arg-type]
+    remote.most_write_bytes = 100_000
     upload = Upload(source, "x", write_bytes=100_000, window_bytes=400_000, sync_bytes=500_000)
     progress = transfer.Progress(0.0)
     upload._stream(remote, progress, threading.Event(), None)
@@ -645,6 +678,17 @@ def test_written_bytes_are_put_on_disk_where_the_server_can(extensions: bytes, s
     assert kinds.count(6) == 16
     syncs = [at for at, kind in enumerate(kinds) if kind == 200]
     assert [kinds[:at].count(6) for at in syncs] == ([5, 10, 15, 16] if extensions else [])
+
+
+def test_writes_are_as_large_as_the_server_says(source: Path) -> None:
+    for extensions, largest in ((b"", 32_768), (b"\0\0\0\x12limits@openssh.com\0\0\0\x011", 65_536)):
+        channel = ScriptedChannel(extensions)
+        remote = sftp.RemoteFile(channel, "x.part", 1.0, write=True)  # type: ignore[arg-type]
+        upload = Upload(source, "x", write_bytes=255 << 10, window_bytes=400_000)
+        upload._stream(remote, transfer.Progress(0.0), threading.Event(), None)
+        written = [body for kind, _, body in channel.requests if kind == 6]
+        assert max(struct.unpack_from(">I", body, 4 + 1 + 8)[0] for body in written) == largest
+        assert b"".join(body[4 + 1 + 8 + 4 :] for body in written) == source.read_bytes()
 
 
 def test_a_sync_answered_after_the_last_write_is_waited_for(tmp_path: Path) -> None:
@@ -665,6 +709,7 @@ def test_a_sync_answered_after_the_last_write_is_waited_for(tmp_path: Path) -> N
     source.write_bytes(bytes(500_000))
     channel = SlowDisk(b"\0\0\0\x11fsync@openssh.com\0\0\0\x011")
     remote = sftp.RemoteFile(channel, "x.part", 1.0, write=True)  # type: ignore[arg-type]
+    remote.most_write_bytes = 100_000
     upload = Upload(source, "x", write_bytes=100_000, window_bytes=400_000, sync_bytes=500_000)
     upload._stream(remote, transfer.Progress(0.0), threading.Event(), None)
     remote.close()

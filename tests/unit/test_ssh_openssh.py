@@ -353,7 +353,7 @@ def test_no_room_here_is_not_the_boards_fault(
     with pytest.raises(BenchError, match=r"here\.part: No space left on device"):
         get(shell, str(source), tmp_path / "here")
     part = (tmp_path / "here.part").read_bytes()
-    assert 900_000 < len(part) < 1_200_000
+    assert len(part) < 1_200_000
     assert part == source.read_bytes()[: len(part)]
 
 

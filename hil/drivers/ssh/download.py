@@ -115,7 +115,7 @@ class Download:
         good = local_sha256(self.part, size) == board_sha256(shell, self.source, size, stall_s)
         return size if good else 0
 
-    def _keep(self, descriptor: int, offset: int, data: bytes) -> None:
+    def _keep(self, descriptor: int, offset: int, data: bytes | memoryview) -> None:
         """Write what arrived, and hash it if it comes next; what came otherwise is hashed when it is complete."""
         try:
             written = os.pwrite(descriptor, data, offset)

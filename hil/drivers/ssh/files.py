@@ -13,6 +13,8 @@ from hil.drivers.ssh.sftp import RemoteFile, SftpError
 from hil.drivers.ssh.shell import Shell
 from hil.drivers.ssh.transfer import Attempt, Progress, sftp_channel, watched
 
+_LARGE_WRITE = 255 << 10  # one answer for each is what a fast link waits for; OpenSSH takes no more at once
+
 
 def put(
     shell: Shell, source: Path, target: str, *, stall_s: float = 30.0, on_progress: Callable[[int], None] | None = None
@@ -23,7 +25,7 @@ def put(
     SFTP server on the board, no Python. Raises as `Upload.run` and `Upload.activate`.
     """
     # The landing syncs as it goes; the server, which cannot write meanwhile, only at the end.
-    upload = Upload(source, target, onboard=None, window_bytes=4 << 20, sync_bytes=1 << 60)
+    upload = Upload(source, target, onboard=None, window_bytes=4 << 20, write_bytes=_LARGE_WRITE, sync_bytes=1 << 60)
     with ThreadPoolExecutor(1) as beside, Landing.beside(shell, upload.part, target, stall_s) as landing:
         sha256 = beside.submit(lambda: upload.sha256)
 
@@ -137,11 +139,11 @@ class Upload:
         pending: dict[int, int] = {}  # request -> offset after it; the server answers in order
         with self.source.open("rb") as source:
             source.seek(progress.offset)
-            unsynced = 0
+            unsynced, write = 0, min(self._write, remote.most_write_bytes)
             # A sync may be answered after the last write: nothing may be left unanswered when the file is closed.
             while (progress.offset < self.total or pending) and not stop.is_set():
                 while progress.sent_to < self.total and progress.sent_to - progress.offset < self._window:
-                    data = source.read(min(self._write, self.total - progress.sent_to))
+                    data = source.read(min(write, self.total - progress.sent_to))
                     # Counted before it is handed over: a cut inside `write` leaves unknown how much left.
                     at, progress.sent_to = progress.sent_to, progress.sent_to + len(data)
                     pending[remote.write(at, data)] = progress.sent_to

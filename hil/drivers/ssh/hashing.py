@@ -89,7 +89,7 @@ read -r expected || exit 1
 sync "$part" && mv -f "$part" "$target"
 """
 _BLOCK = 1 << 20
-_STEP_BLOCKS = 4
+_STEP_BLOCKS = 8
 _MISMATCH = 9
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hil.drivers.ssh.connection import ShellLost, ShellTimeout
+from hil.drivers.ssh.inbox import Inbox
 from hil.drivers.ssh.shell import Shell
 from hil.errors import BoardError
 
@@ -51,6 +52,7 @@ class Progress:
 def sftp_channel(shell: Shell, timeout_s: float) -> Iterator[paramiko.Channel]:
     """A channel with the board's SFTP server, closed at the end."""
     channel = shell.subsystem("sftp", timeout_s)
+    channel.in_buffer = Inbox()  # type: ignore[assignment]  # the server says nothing before it is spoken to
     try:
         yield channel
     finally:
