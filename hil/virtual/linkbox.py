@@ -268,7 +268,7 @@ class LinkBox:
         """Process id while it runs."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
-    def start(self, timeout_s: float = 30.0) -> None:
+    def start(self, timeout_s: float = 90.0) -> None:
         """Start the box and wait until its SSH server sends its banner. Raises BenchError with the console's end."""
         config = self.config
         if find_tool(config.qemu) is None:

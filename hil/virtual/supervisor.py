@@ -39,7 +39,7 @@ from hil.virtual.linkbox import LinkBox, LinkBoxConfig
 from hil.virtual.linkbox import ensure_image as ensure_linkbox_image
 from hil.virtual.supply import Load, VirtualSupply
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0  # some five seconds on an idle host
 STOP_TIMEOUT_S = 10.0
 _WATCH_S = 0.5
 _TAP = "payload0"
