@@ -26,9 +26,10 @@ from hil.bench.levels import Layers
 from hil.bench.pacing import Pacing
 from hil.bench.player import BOTH_OUT, LinkOwner
 from hil.bench.powerfaults import LatchUpLimits
-from hil.bench.powerloop import Others, PowerLoop
+from hil.bench.powerloop import PowerLoop
 from hil.bench.powervalues import Flight, Heartbeat, PowerSample
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
+from hil.bench.shedding import Others
 from hil.drivers.outlets import outlet_for
 from hil.drivers.scpi import Supply
 from hil.errors import BenchError, HilError, UsageError

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hil.bench.powervalues import OnEvent
 from hil.drivers.meters import BoardMeter, Comparison, find_rail
 from hil.drivers.scpi import Supply
 from hil.errors import HilError, UsageError
@@ -96,6 +97,47 @@ class CrossCheck:
         if lasted_s < bounds.hold_s:
             return None
         return Disagreement(compared.finding, compared.supply_w, compared.board_w, lasted_s)
+
+
+async def hold_against(
+    meter: CrossCheck,
+    *,
+    is_on: Callable[[], bool],
+    may_ask: Callable[[], bool],
+    tell: OnEvent,
+    compared: Callable[[int], None],
+    apart: Callable[[str, Disagreement], None],
+) -> None:
+    """Hold the second meter against the supply while the output is on, until cancelled. Its own failures are told.
+
+    `compared` counts readings that were held against the supply's, `apart` gets each that was too far for too long.
+    """
+    lost = was_apart = False
+    while True:
+        await asyncio.sleep(meter.bounds.every_s)
+        if not is_on():
+            meter.forget()
+            continue
+        if not may_ask():
+            continue
+        before = meter.compared
+        try:
+            found = await meter.check()
+        except (HilError, TimeoutError) as error:
+            if not lost:
+                lost = True
+                tell("meter_lost", {"meter": meter.name, "error": str(error) or type(error).__name__})
+            continue
+        lost = False
+        compared(meter.compared - before)
+        if found is None or not is_on():
+            was_apart = False
+            continue
+        cause = f"{meter.name}: {found.finding}, for {found.lasted_s:.1f} s"
+        if not was_apart:
+            was_apart = True
+            tell("meters_disagree", {"meter": meter.name, "cause": cause})
+        apart(cause, found)
 
 
 def cross_check(wire: MeterWire, supply: Supply | None, mgmt: SshWire | None) -> CrossCheck:

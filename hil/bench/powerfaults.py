@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
+from hil.bench.powervalues import OnEvent
 from hil.bench.safety import Envelope
 from hil.drivers.codec import InstrumentError
 from hil.drivers.scpi import Dip, Supply
@@ -279,3 +280,55 @@ class LatchUpWatch:
             self.add(cut_s, self._last[1])
         began = cut_s if self.exceeded_s is None else self.exceeded_s
         return LatchUp(began, cut_s, verified_s, self.peak_a, self.energy_above_j, self.limits.added_a)
+
+
+class LatchUpGuard:
+    """The latch-up protection of one channel: armed by who waits for its cut, judged by the channel's power loop.
+
+    `cut` switches the channel off: monotonic times of the command and of the measured proof.
+    """
+
+    def __init__(
+        self, board: str, envelope: Envelope, cut: Callable[[str], Awaitable[tuple[float, float]]], tell: OnEvent
+    ) -> None:
+        self._board = board
+        self._envelope = envelope
+        self._cut = cut
+        self._tell = tell
+        self._watch: tuple[LatchUpWatch, asyncio.Future[LatchUp]] | None = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether somebody waits for a cut."""
+        return self._watch is not None and not self._watch[1].done()
+
+    def arm(self, limits: LatchUpLimits) -> asyncio.Future[LatchUp]:
+        """Done with the cut. UsageError for limits that the channel cannot have, and when it is armed already."""
+        limits.check(self._envelope)
+        if self.armed:
+            raise UsageError(f"{self._board}: a latch-up protection is armed already")
+        future: asyncio.Future[LatchUp] = asyncio.get_running_loop().create_future()
+        self._watch = (LatchUpWatch(limits), future)
+        return future
+
+    def disarm(self) -> bool:
+        """Call it off; False when its cut is under way, and the future is worth waiting for."""
+        if self._watch is None:
+            return False
+        (_, future), self._watch = self._watch, None
+        return not future.done() and future.cancel()
+
+    async def judge(self, reading: Reading) -> None:
+        """Take one sample of an output that is on, and cut when the current has been too high for long enough."""
+        if self._watch is None:
+            return
+        watch, future = self._watch
+        if future.done():
+            self._watch = None
+        elif watch.due(reading):
+            self._watch = None
+            limits = watch.limits
+            done = watch.done(*await self._cut(f"latch-up: more than {limits.threshold_a:g} A"))
+            self._tell("latch_up", {"threshold_a": limits.threshold_a, "hold_s": limits.hold_s, **asdict(done)})
+            if not future.done():
+                future.set_result(done)

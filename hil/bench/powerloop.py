@@ -19,14 +19,14 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from hil.bench import safety
 from hil.bench.arrayflight import WRITE_EXCHANGES, ArraySource, refuse_fault, refuse_without_flight
-from hil.bench.crosscheck import CrossCheck
+from hil.bench.crosscheck import CrossCheck, Disagreement, hold_against
 from hil.bench.deadman import ArmedOutput
 from hil.bench.levels import Layers
 from hil.bench.metering import Metering
@@ -35,15 +35,14 @@ from hil.bench.powerfaults import (
     BrownOut,
     DipFailed,
     LatchUp,
+    LatchUpGuard,
     LatchUpLimits,
-    LatchUpWatch,
     Together,
     brown_out,
     check_dip,
 )
 from hil.bench.powerflight import FlightPower, check_flight
 from hil.bench.powervalues import (
-    EpsStateLike,
     Flight,
     Heartbeat,
     OnCut,
@@ -54,8 +53,9 @@ from hil.bench.powervalues import (
     Tuning,
 )
 from hil.bench.safety import NO_LAYERS, Envelope, Intent, IntentJournal, PoweredOff, PoweredOn
+from hil.bench.shedding import LoadShedding, Others
 from hil.drivers.scpi import InstrumentError, Supply
-from hil.errors import BenchError, HilError, SafetyError, UsageError
+from hil.errors import BenchError, SafetyError, UsageError
 from hil.model import Reading, Setpoint
 
 _Kind = Literal["on", "off", "dip", "shed", "restore"]
@@ -75,19 +75,6 @@ class _Dip:
     depth_v: float
     duration_s: float
     together: Together
-
-
-@dataclass(frozen=True, slots=True)
-class Others:
-    """A board's channels besides the one that leads its flight: (seconds to wait, loop) in the order of switching on.
-
-    Whoever switches the board holds `turn`. `delay_s` is waited before the leading channel goes on.
-    """
-
-    before: tuple[tuple[float, PowerLoop], ...] = ()
-    after: tuple[tuple[float, PowerLoop], ...] = ()
-    delay_s: float = 0.0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class PowerLoop:
@@ -142,15 +129,14 @@ class PowerLoop:
         self._tuning = tuning or Tuning()
         self._clock = clock
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
-        self._others: Others | None = None  # of the loop that leads a flight
-        self._sequence: asyncio.Task[None] | None = None  # a shed or a restore over all channels
+        self._shedding = LoadShedding(self, self._pass_on)
         self._main = main
         self._efficiency = 1.0 if main else converter_efficiency
         self._array = array
         self._before_on = before_on
         self._set = nominal
         self._set_lost = False
-        self._latch_up: tuple[LatchUpWatch, asyncio.Future[LatchUp]] | None = None
+        self._latch_up = LatchUpGuard(board, envelope, self._cut_latch_up, self._pass_on)
         self._energized = False  # an output that may be on, whatever the state is called
         self._off_verified_s: float | None = None
         self._alive_until_s = 0.0
@@ -191,6 +177,16 @@ class PowerLoop:
         result: PoweredOff = await self._request("off", None, how)
         return result
 
+    async def request_shed(self, why: str) -> PoweredOff | None:
+        """Off until `request_restore`; None when it is not on. For `LoadShedding`."""
+        result: PoweredOff | None = await self._request("shed", None, why)
+        return result
+
+    async def request_restore(self) -> PoweredOn | None:
+        """What was shed on again, at the voltage of the bus; None when it is no longer shed."""
+        result: PoweredOn | None = await self._request("restore", None, "restored")
+        return result
+
     async def request_dip(self, depth_v: float, duration_s: float, together: Together | None = None) -> BrownOut:
         """Lower the voltage for a while; nothing else is done with the channel meanwhile. See `powerfaults`."""
         dip = _Dip(depth_v, duration_s, together or Together())
@@ -201,19 +197,21 @@ class PowerLoop:
         """Cut when the current stays above a threshold; done with the cut. One at a time; see `disarm_latch_up`."""
         if self._array is not None:
             raise refuse_fault(self.board, "a latch-up current")
-        limits.check(self._envelope)
-        if self._latch_up is not None and not self._latch_up[1].done():
-            raise UsageError(f"{self.board}: a latch-up protection is armed already")
-        future: asyncio.Future[LatchUp] = asyncio.get_running_loop().create_future()
-        self._latch_up = (LatchUpWatch(limits), future)
-        return future
+        return self._latch_up.arm(limits)
 
     def disarm_latch_up(self) -> bool:
         """Call the watch off; False when its cut is under way, and the future is worth waiting for."""
-        if self._latch_up is None:
-            return False
-        (_, future), self._latch_up = self._latch_up, None
-        return not future.done() and future.cancel()
+        return self._latch_up.disarm()
+
+    @property
+    def energized(self) -> bool:
+        """Whether the output may be on, whatever the state is called."""
+        return self._energized
+
+    @property
+    def rested_s(self) -> float | None:
+        """For how long the output has been verified off; None before the first time."""
+        return None if self._off_verified_s is None else self._clock() - self._off_verified_s
 
     @property
     def setpoint(self) -> Setpoint:
@@ -235,7 +233,7 @@ class PowerLoop:
         flown = FlightPower(flight, board_min_v, tell=self._pass_on, clock=self._clock, meter=meter)
         if self._array is not None:
             self._writes_s.append(self._array.begin(lambda: flight.clock.mission_s(self._clock())))
-        self._others = others
+        self._shedding.others = others
         for loop in loops:
             loop._metering.flown, loop._metering.ledger = flown, flown.ledger
 
@@ -251,10 +249,11 @@ class PowerLoop:
 
     def detach(self) -> None:
         """Open the loop: the set point stays where it is, metering goes on. A shed load stays off."""
-        if self._others is not None:
-            for _, loop in (*self._others.before, *self._others.after):
+        others, self._shedding.others = self._shedding.others, None
+        if others is not None:
+            for _, loop in (*others.before, *others.after):
                 loop.detach()
-        self._metering.flown = self._others = None
+        self._metering.flown = None
         if self.state == "shed":
             self.state = "off"
 
@@ -273,7 +272,7 @@ class PowerLoop:
         self._live()
         beside = [asyncio.create_task(self._pulse(), name=f"pulse-{self.board}")]
         if self._meter is not None:
-            beside.append(asyncio.create_task(self._cross_check(self._meter), name=f"meter-{self.board}"))
+            beside.append(asyncio.create_task(self._watch_meter(self._meter), name=f"meter-{self.board}"))
         try:
             await self._calibrate()
             await self._loop()
@@ -283,7 +282,8 @@ class PowerLoop:
         finally:
             self._running = False
             self._slot.leave()
-            for task in (*beside, *filter(None, (self._sequence,))):
+            self._shedding.cancel()
+            for task in beside:
                 task.cancel()
             self._refuse_waiting()
 
@@ -333,7 +333,7 @@ class PowerLoop:
     async def _tick(self, due_s: float, lateness_s: float) -> None:
         self._setpoint_late_s = 0.0
         self._check_heartbeat()
-        self._check_sequence()
+        self._shedding.check()
         reading = await self._read()
         if reading is None:
             return
@@ -344,7 +344,8 @@ class PowerLoop:
             if self._array is not None:
                 self._judge_array(self._array, reading)
             await self._watch_envelope(reading)
-            await self._watch_latch_up(reading)
+            if self._energized:
+                await self._latch_up.judge(reading)
         else:
             self._watch_foreign(reading)
         if self._flown is not None and not self._flown.held:
@@ -364,35 +365,23 @@ class PowerLoop:
         if self._flown is not None:
             self._flown.judge_timing(self.board, lateness_s, self.period_s)
 
-    async def _cross_check(self, meter: CrossCheck) -> None:
-        """Hold the second meter against the supply while the output is on. Never stops the loop."""
-        lost = apart = False
-        while True:
-            await asyncio.sleep(meter.bounds.every_s)
-            if self.state != "on":
-                meter.forget()
-                continue
-            if self._clock() >= self._alive_until_s:
-                continue  # any question feeds a supply's watchdog: it must not outlive a loop that hangs
-            before = meter.compared
-            try:
-                found = await meter.check()
-            except (HilError, TimeoutError) as error:
-                if not lost:
-                    lost = True
-                    self._tell("meter_lost", meter=meter.name, error=str(error) or type(error).__name__)
-                continue
-            lost = False
-            self.ledger.compared += meter.compared - before
-            if found is None or self.state != "on":
-                apart = False
-                continue
-            cause = f"{meter.name}: {found.finding}, for {found.lasted_s:.1f} s"
-            if not apart:
-                apart = True
-                self._tell("meters_disagree", meter=meter.name, cause=cause)
+    def _watch_meter(self, meter: CrossCheck) -> Coroutine[Any, Any, None]:
+        def compared(count: int) -> None:
+            self.ledger.compared += count
+
+        def apart(cause: str, found: Disagreement) -> None:
             if self._flown is not None:
                 self._flown.declare(self.board, "meters", cause, supply_w=found.supply_w, board_w=found.board_w)
+
+        return hold_against(
+            meter,
+            is_on=lambda: self.state == "on",
+            # Any question feeds a supply's watchdog: it must not outlive a loop that hangs.
+            may_ask=lambda: self._clock() < self._alive_until_s,
+            tell=self._pass_on,
+            compared=compared,
+            apart=apart,
+        )
 
     async def _on_trip(self, reading: Reading) -> None:
         trips = await self._supply.tripped(self._channel)
@@ -421,20 +410,6 @@ class PowerLoop:
     def _breach(self, reading: Reading) -> str:
         return self._envelope.breach(reading, self._metering.energy_j - self._energy_at_on_j)
 
-    async def _watch_latch_up(self, reading: Reading) -> None:
-        if self._latch_up is None or not self._energized:
-            return
-        watch, future = self._latch_up
-        if future.done():
-            self._latch_up = None
-        elif watch.due(reading):
-            self._latch_up = None
-            off = await self._cut("off", f"latch-up: more than {watch.limits.threshold_a:g} A")
-            done = watch.done(off.off_s, off.verified_s)
-            self._tell("latch_up", threshold_a=watch.limits.threshold_a, hold_s=watch.limits.hold_s, **asdict(done))
-            if not future.done():
-                future.set_result(done)
-
     def _watch_foreign(self, reading: Reading) -> None:
         """Somebody else switched this channel on: said once, not touched. The start sequence refuses it too."""
         if reading.output_on and not self._foreign:
@@ -450,10 +425,9 @@ class PowerLoop:
             return
         board_w = self._metering.drawn_w(reading) if self._energized else 0.0
         state = flown.feed(self.board, board_w, self._clock(), self._efficiency)
-        if self._others is not None:
+        if self._shedding.leads:
             flown.gain = flown.model.gain(flown.bus_w)
-            if self._sequence is None:
-                self._sequence = self._shed_or_restore(flown, self._others)
+            self._shedding.judge(flown)
         # Below the board's minimum the loop that leads sheds it, within a tick of its own.
         if self._main and self.state == "on" and state.bus_voltage_v >= flown.board_min_v:
             await self._follow(Setpoint(state.bus_voltage_v, self._nominal.current_limit_a), due_s)
@@ -518,78 +492,6 @@ class PowerLoop:
             self.ledger.writes += 1
         else:
             self.ledger.writes_skipped += 1
-
-    def _shed_or_restore(self, flown: FlightPower, others: Others) -> asyncio.Task[None] | None:
-        """Begin what the model asks for, beside the ticks: what is on is measured and judged meanwhile."""
-        if self.state == "on" and (cause := flown.shed_cause(self.board)):
-            sequence = self._shed(flown, others, cause)
-        elif self.state == "shed" and self._off_verified_s is not None:
-            rested_s = self._clock() - self._off_verified_s
-            if not flown.may_restore(rested_s):
-                return None
-            sequence = self._restore(flown.state, others, rested_s)
-        else:
-            return None
-        return asyncio.create_task(sequence, name=f"sequence-{self.board}")
-
-    def _check_sequence(self) -> None:
-        """Whatever fails in a shed or a restore ends this loop, and with it the board's others."""
-        if self._sequence is not None and self._sequence.done():
-            done, self._sequence = self._sequence, None
-            done.result()
-
-    async def _shed(self, flown: FlightPower, others: Others, cause: str) -> None:
-        """Every channel off, in reverse order."""
-        state, rule, why = flown.state, flown.flight.shed, f"load shed: {cause}"
-        async with _turn(others.turn) as mine:
-            if not mine:
-                return  # somebody switches the board at this moment: judged again at the next tick
-            for _, loop in reversed(others.after):
-                await loop._shed_beside(why)
-            off: PoweredOff | None = await self._request("shed", None, why)
-            for _, loop in reversed(others.before):
-                await loop._shed_beside(why)
-        if off is None:
-            return  # it had gone by itself meanwhile, and that was told
-        flown.switched()
-        self._tell(
-            "load_shed",
-            cause=cause,
-            bus_voltage_v=state.bus_voltage_v,
-            watched_v=state.watched_v,
-            soc=state.soc,
-            shed_v=rule.shed_v if rule else None,
-            off_mono=off.off_s,
-            verified_mono=off.verified_s,
-            verified_v=off.reading.voltage_v,
-        )
-
-    async def _shed_beside(self, why: str) -> None:
-        """Off, if it is on, at the word of the loop that leads."""
-        if self.state == "on":
-            await self.request_off(why)
-
-    async def _restore(self, state: EpsStateLike, others: Others, rested_s: float) -> None:
-        """Every channel on, in order."""
-        told = {"bus_voltage_v": state.bus_voltage_v, "soc": state.soc, "rested_s": rested_s}
-        async with _turn(others.turn) as mine:
-            if not mine or self.state != "shed":
-                return
-            self._tell("load_restoring", **told)
-            for delay_s, loop in others.before:
-                await asyncio.sleep(delay_s)
-                await loop.request_on()
-            await asyncio.sleep(others.delay_s)
-            on: PoweredOn | None = await self._request("restore", None, "restored")
-            if on is None:  # an off overtook it
-                for _, loop in reversed(others.before):
-                    await loop._shed_beside("no longer shed")
-                return
-            for delay_s, loop in others.after:
-                await asyncio.sleep(delay_s)
-                await loop.request_on()
-        if self._energized:
-            self._tell("load_restored", **told, on_mono=on.on_s, peak_a=on.peak_a)
 
     # ------------------------------------------------------------------------------------------------- switching
     async def _obey(self, command: _Command) -> None:
@@ -689,7 +591,7 @@ class PowerLoop:
                 return reading
             breaches.extend(filter(None, (self._breach(reading),)))
             try:
-                await self._watch_latch_up(reading)
+                await self._latch_up.judge(reading)
             except BenchError as error:  # a cut that failed is more than a dip that failed
                 failed.append(error)
                 return replace(reading, output_on=False)
@@ -711,7 +613,7 @@ class PowerLoop:
                 asked.depth_v,
                 asked.duration_s,
                 asked.together,
-                latch_up_armed=self._latch_up is not None and not self._latch_up[1].done(),
+                latch_up_armed=self._latch_up.armed,
                 begun=begun,
                 sample=sample,
                 nap=self._nap,
@@ -780,7 +682,7 @@ class PowerLoop:
         self._energy_at_on_j = self._metering.energy_j
         self._metering.add_energy(on.energy_j, on.on_s, on.settled_s)
         self._forget(on.reading)
-        if self._flown is not None and self._others is not None:
+        if self._flown is not None and self._shedding.leads:
             self._flown.switched()
         return on
 
@@ -823,6 +725,10 @@ class PowerLoop:
         self._forget(off.reading)
         await self._heartbeat.disarm(self._intent)
         return off
+
+    async def _cut_latch_up(self, why: str) -> tuple[float, float]:
+        off = await self._cut("off", why)
+        return off.off_s, off.verified_s
 
     async def _safe_state(self, failure: BaseException) -> None:
         """Best effort to end with the output off, even while this task is being cancelled."""
@@ -895,7 +801,7 @@ class PowerLoop:
         """Begin anew with the reading that ended a switching sequence."""
         self._metering.forget(reading)
         self._breach_since_s = None
-        if self._flown is not None and self._others is not None:
+        if self._flown is not None and self._shedding.leads:
             self._flown.gain = 0.0
 
     def _tell(self, kind: str, **data: Any) -> None:
@@ -921,18 +827,3 @@ class PowerLoop:
         )
         self.last = sample
         self._on_sample(sample)
-
-
-@contextlib.asynccontextmanager
-async def _turn(lock: asyncio.Lock) -> AsyncIterator[bool]:
-    """Hold `lock` if it is free now. Waiting for it would be a deadlock: who has it may be waiting for this loop."""
-    try:
-        async with asyncio.timeout(0):
-            await lock.acquire()
-    except TimeoutError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()

@@ -239,7 +239,7 @@ def test_a_latch_up_of_any_channel_cuts_the_board_and_starts_it_in_order(tmp_pat
         last_off_s = max(load.edges[1][0] for load in rig.loads)
         assert rig.loads[CH1].edges[2][0] - last_off_s >= 0.4
         assert [event["input"] for event in rig.of("latch_up")] == [done["input"]]
-        assert all(loop._latch_up is None for loop, _ in rig.board._loops)
+        assert not any(loop._latch_up.armed for loop, _ in rig.board._loops)
 
     run(tmp_path, body)
 
@@ -275,7 +275,7 @@ def test_a_threshold_that_one_input_cannot_reach_is_refused_and_none_is_armed(
         await powered(rig)
         with pytest.raises(UsageError, match=says):
             await rig.board.latch_up(LatchUpLimits(threshold_a, 0.0), 0.1, 5.0, allowed, of_input)
-        assert all(loop._latch_up is None for loop, _ in rig.board._loops)
+        assert not any(loop._latch_up.armed for loop, _ in rig.board._loops)
         with pytest.raises(BenchError, match=r"did not draw more than 2\.2 A"):
             await rig.board.latch_up(LatchUpLimits(2.2, 0.0), 0.1, 0.1, allowed, "main")
         assert rig.are_on() == (True, True)
