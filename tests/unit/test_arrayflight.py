@@ -344,7 +344,7 @@ def test_a_table_is_loaded_once_and_then_only_the_light_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (solar, ea):
-        monkeypatch.setattr(module, "TABLE_POINTS" if module is solar else "PV_POINTS", 24)
+        monkeypatch.setattr(module, "TABLE_POINTS" if module is solar else "PV_POINTS", 14)
     monkeypatch.setattr(solar, "TABLE_PAUSE_S", 0.05)
     monkeypatch.setattr(ea, "PV_LOADING_S", 0.02)
     said: list[str] = []
@@ -369,7 +369,7 @@ def test_a_table_is_loaded_once_and_then_only_the_light_is_sent(
         assert not await plays_array(rig.supply, 1)
 
     fly(tmp_path, body, "ea-pv", load=RecordedLoad(((0.0, 3.0),), 8.0))
-    assert sum("XY:DATA" in line for line in said) == 24
+    assert sum("XY:DATA" in line for line in said) == 14
     assert [line for line in said if line.startswith("IRR ")] == ["IRR 100", "IRR 100", "IRR 100", "IRR 50"]
 
 

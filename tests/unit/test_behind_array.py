@@ -15,8 +15,10 @@ from hil.bench.arrayflight import array_plan
 from hil.campaign import behind_array, record, report, verdict
 from hil.campaign.check import Finding, Place, check_mission
 from hil.campaign.evidence import NoEvidence
+from hil.campaign.fly import fly
 from hil.campaign.measures import MEASURES
 from hil.campaign.pace import Pace
+from hil.cli import flight_display
 from hil.drivers.dialects import DIALECTS
 from hil.errors import UsageError
 from hil.inventory import Mission, load_bench, load_board_type, load_mission
@@ -157,6 +159,27 @@ def test_such_a_flight_is_in_real_time_gaps_and_all(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="step 2, `eclipse`, waits for the modelled battery's"):
         behind_array.check_pace(waiting, "orin1", Pace(rate=1.0))
+
+
+def test_flying_it_otherwise_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    bench, mission = load_bench(bench_with(tmp_path)), mission_with(tmp_path, CURVE)
+    with pytest.raises(UsageError, match="fly it with --rate 1"):
+        fly(bench, mission, runs=tmp_path / "runs", pace=Pace(rate=60.0))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_display_shows_no_charge_that_nobody_knows() -> None:
+    state = {
+        "utc": "2026-01-01T00:00:00.000Z",
+        "rate": 1.0,
+        "phase": {"label": "sun", "sunlit": 1.0},
+        "power": {"voltage_v": 21.0, "current_a": 0.5, "power_w": 10.5, "state": "on"},
+        "link": {"up": False},
+        "soc": None,
+        "upload_bytes": 0,
+        "tokens": 0,
+    }
+    assert dict(flight_display._fields(state))["charge"] == "the real battery's, behind the array"
 
 
 def test_the_plan_is_the_brightest_curve_and_the_light_on_it(tmp_path: Path) -> None:
