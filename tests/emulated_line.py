@@ -1,4 +1,4 @@
-"""Two network namespaces with a user-space link between them, for benchmarks of what crosses a slow, long, lossy link.
+"""Two network namespaces with a user-space link between them: what crosses a slow, long, lossy link, for tests.
 
 Both ends are this host's kernel, so TCP is real; the link between is `hil.drivers.userspace_link`.
 """
@@ -22,11 +22,15 @@ GROUND, BOARD = "10.42.0.1", "10.42.0.2"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`ground` is the broker that hands out sockets there; `inside`: the words that start a program at the far end."""
+    """`ground` is the broker that hands out sockets there; `inside`: the words that start a program at the far end.
+
+    `control` is where another owner finds the link, once `link` is closed.
+    """
 
     ground: Path
     inside: tuple[str, ...]
     link: UserSpaceLink
+    control: Path
 
 
 @contextlib.contextmanager
@@ -56,4 +60,4 @@ def line() -> Iterator[Line]:
         # As the same user, who is root in there: an ordinary user's namespace is entered this way as well.
         inside = ("nsenter", f"--target={ends['board']}", "--user", "--net", "--preserve-credentials")
         subprocess.run([*inside, "true"], check=True, env=os.environ)
-        yield Line(directory / "ground", inside, link)
+        yield Line(directory / "ground", inside, link, directory / "control")

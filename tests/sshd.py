@@ -59,20 +59,30 @@ def find() -> Path:
 
 @contextlib.contextmanager
 def serve(
-    directory: Path, *, address: str = "127.0.0.1", inside: Sequence[str] = (), broker: Path | None = None
+    directory: Path,
+    *,
+    address: str = "127.0.0.1",
+    inside: Sequence[str] = (),
+    broker: Path | None = None,
+    port: int | None = None,
+    boot_id: str = "",
 ) -> Iterator[Sshd]:
     """Run a server whose keys and log are in `directory`.
 
-    `inside`: the words that start it in another network namespace, to which `broker` leads.
+    `inside`: the words that start it in another network namespace, to which `broker` leads. `port`: a free one unless
+    given. `boot_id` is what the kernel seems to say there: another one after a "reboot", which ends all connections.
     """
     tree = find()
     for name in ("host", "id"):
         if not (directory / name).exists():
             artefacts.run_tool(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], "making keys")
-    (port,) = free_ports(1)
+    if port is None:
+        (port,) = free_ports(1)
     (directory / "passwd").write_text(f"{USER}:x:1000:1000::{directory}:/bin/sh\n")
     (directory / "sshd_config").write_text(_configuration(tree, directory, address, port))
-    inner = 'mount --bind "$1" /etc/passwd && shift && exec unshare --map-user=1000 --map-group=1000 "$@"'
+    (directory / "boot_id").write_text(f"{boot_id}\n")
+    boot = 'mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id && ' if boot_id else ""
+    inner = f'mount --bind "$1/passwd" /etc/passwd && {boot}shift && exec unshare --map-user=1000 --map-group=1000 "$@"'
     sshd = artefacts.find_tool("sshd") if tree == Path("/") else tree / "usr/sbin/sshd"
     libraries = ":".join(sorted({str(path.parent) for path in tree.glob("usr/lib/*/libwrap.so*")}))
     found = Sshd(address, port, directory / "id", directory / "known_hosts", directory / "sshd.log")
@@ -80,7 +90,7 @@ def serve(
         process = subprocess.Popen(
             [
                 *inside,
-                *("unshare", "-r", "-m", "sh", "-c", inner, "sh", str(directory / "passwd")),
+                *("unshare", "-r", "-m", "sh", "-c", inner, "sh", str(directory)),
                 *(str(sshd), "-D", "-e", "-f", str(directory / "sshd_config")),
             ],
             stdin=subprocess.DEVNULL,

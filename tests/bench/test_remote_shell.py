@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,17 +14,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import emulated_line
 import pytest
 import sshd
 from host import free_ports
 from sshd import Sshd
-from test_daemon import Lab
+from test_daemon import Lab, until
 from test_remote import changed, opened
 
-from hil.client import Bench, attach
+from hil.client import Bench, Board, attach
 from hil.client.remote import Address, load_remote, ssh_stream
-from hil.drivers.ssh import get, host_key, pin, put
+from hil.drivers import broker
+from hil.drivers.ssh import Detached, ShellTimeout, get, host_key, pin, put
 from hil.errors import BenchError, BoardError, HilError, UsageError
+from hil.model import LinkState
 
 HIL = [str(Path(sys.executable).parent / "hil")]
 
@@ -105,6 +109,119 @@ def test_the_command_line_from_another_host(url: str, server: Sshd, tmp_path: Pa
 
 def sshd_has_client() -> bool:
     return any(os.access(Path(folder) / "ssh", os.X_OK) for folder in os.get_exec_path())
+
+
+@pytest.fixture
+def payload(
+    lab: Lab, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Bench, Path]]:
+    """The bench from afar, and its payload broker: the board's server is behind that, in another namespace."""
+    directory = tmp_path_factory.mktemp("board")
+    with contextlib.ExitStack() as stack:
+        try:
+            line = stack.enter_context(emulated_line.line())
+        except BenchError as error:
+            pytest.skip(f"no network namespaces here: {error.message}")
+        line.link.close()  # the daemon owns it from here
+        inside, ground = line.inside, line.ground
+        board = stack.enter_context(sshd.serve(directory, address=emulated_line.BOARD, inside=inside, broker=ground))
+        at = f"address: {board.address}, port: {board.port}, user: board, key: /nowhere/id, known_hosts: /nowhere/known"
+        changed(
+            lab, "boards:\n", f"links: {{air: {{driver: user-space, address: 'unix://{line.control}'}}}}\nboards:\n"
+        )
+        changed(lab, "b1: {", f"b1: {{payload: {{{at}, link: air, broker: {ground}}}, ")
+        monkeypatch.setenv("HIL_BENCH_KEY", str(board.key))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        bench = load_remote(opened(lab, monkeypatch))
+        wire = bench.file.boards["b1"].payload
+        assert wire is not None
+        pin(wire.known_hosts, board.address, board.port, host_key(board.login, broker=ground), replace=True)
+        yield stack.enter_context(attach(bench)), ground
+        with lab.attach() as local:
+            local.stop(force=True)  # before its link and its board go
+
+
+def test_the_payload_port_from_another_host_goes_through_the_link(
+    payload: tuple[Bench, Path], lab: Lab, tmp_path: Path
+) -> None:
+    far, ground = payload
+    before = broker.counters(ground)["ground0"]
+    lease = far.lease(["b1"])
+    board = far.board("b1", lease)
+    shell = board.payload_shell()
+    assert shell.run(["printf", "%s|", "a b"], 10).stdout == "a b|"
+    source, target, back = tmp_path / "source", tmp_path / "target", tmp_path / "back"
+    source.write_bytes(random.Random(2).randbytes(2_000_000))
+    put(shell, source, str(target))
+    get(shell, str(target), back)
+    assert back.read_bytes() == source.read_bytes()
+    after = broker.counters(ground)["ground0"]
+    assert all(after[name] - before[name] > 2_000_000 for name in ("tx_bytes", "rx_bytes")), "not through the namespace"
+    board.link.set(LinkState(delay_s=0.3))
+    began = time.monotonic()
+    assert shell.run(["true"], 20).returncode == 0
+    assert time.monotonic() - began > 0.6, "up and down the link"
+    board.link.set(LinkState(outage=True))
+    with pytest.raises(ShellTimeout):
+        shell.run(["true"], 0.5)
+    board.link.clear()
+    with lab.attach() as local:
+        again = board.payload_shell()
+        stream = ssh_stream(Address.of(far.inventory.url or ""), "b1", "payload", lease.token, 10)
+        assert stream.recv(4) == b"SSH-"
+        with local.lease(["b1"], preempt=True, reason="it is somebody's turn"):
+            stream.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                while stream.recv(4096):
+                    pass
+            until(lambda: not again.alive)
+            with pytest.raises(BenchError, match="somebody's turn"):
+                board.payload_shell()
+        stream.close()
+
+
+def test_a_whole_run_through_a_jump_host_of_the_bench_and_of_another_host(
+    lab: Lab, server: Sshd, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board's own server is reached through another one, on this host and through the bench from afar."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with sshd.serve(tmp_path_factory.mktemp("gate")) as gate:
+        known = tmp_path / "known_hosts"
+        pin(known, "127.0.0.1", gate.port, host_key(gate.login))
+        pin(known, "127.0.0.1", server.port, host_key(server.login))
+        # One key opens both, as where somebody's key is on all machines of a lab.
+        (Path(gate.key).parent / "id.pub").write_bytes((Path(server.key).parent / "id.pub").read_bytes())
+        at = f"address: 127.0.0.1, user: board, key: {server.key}, known_hosts: {known}"
+        wire = f"{{{at}, port: {server.port}, jump: [{{{at}, port: {gate.port}}}]}}"
+        changed(lab, "b1: {", f"b1: {{mgmt: {wire}, ")
+        url = opened(lab, monkeypatch)
+        with lab.attach() as here, here.lease(["b1"]) as lease:
+            drive(here.board("b1", lease), tmp_path / "here")
+        monkeypatch.setenv("HIL_BENCH_KEY", str(server.key))
+        bench = load_remote(url)
+        mgmt = bench.file.boards["b1"].mgmt
+        assert mgmt is not None
+        shutil.copy(known, mgmt.known_hosts)
+        with attach(bench) as far, far.lease(["b1"]) as lease:
+            drive(far.board("b1", lease), tmp_path / "far")
+        accepted = gate.log.read_text().count("Accepted publickey for board")
+        assert accepted >= 4, "two connections each"
+
+
+def drive(board: Board, directory: Path) -> None:
+    """What a test of a lab does: power, commands, files, a job that outlives the connection."""
+    directory.mkdir()
+    board.power.on()
+    assert board.shell.run(["printf", "%s", "a b"], 10).stdout == "a b"
+    source, target, back = directory / "source", directory / "target", directory / "back"
+    source.write_bytes(random.Random(3).randbytes(500_000))
+    put(board.shell, source, str(target))
+    job = Detached.start(board.shell, ["sh", "-c", "sleep 0.3; echo done"], str(directory / "job"))
+    board.reconnect(20)
+    assert job.wait(board.shell, 20).stdout == "done\n"
+    get(board.shell, str(target), back)
+    assert back.read_bytes() == source.read_bytes()
+    board.power.off()
 
 
 def test_a_hand_over_in_mid_stream_ends_the_stream(far: Bench, lab: Lab) -> None:
