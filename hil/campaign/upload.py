@@ -414,12 +414,13 @@ class Cfdp:
             return "the file was complete"
         self._start_receiver(resume=True)
         assert self._job is not None
-        known = cfdp.resumed(self._job, cast("Shell", self._flying.board.shell))
-        if self._send.take_up(known):
+        shell = cast("Shell", self._flying.board.shell)
+        if self._send.take_up(cfdp.resumed(self._job, shell)):
             return f"the transaction is continued at byte {self._send.offset}"
+        why = self._job.output(shell)[1].strip()[-200:] or "the receiver kept another one"
         self._reached = max(self._reached, self._send.sent_to)
         self._send = CfdpUpload(self._source, self.part, ask_again_s=self._ask_again_s)
-        return "a new transaction from byte 0"
+        return f"a new transaction from byte 0 ({why})"
 
     def send(self, window: Window) -> Moved | None:
         sent_before = self._send.sent_to

@@ -254,6 +254,7 @@ class Receiver:
         self._state, self._keep_s = state, keep_s
         self._metadata = self._eof = b""
         self._kept: tuple[int, bytes] | None = None
+        self.lack = ""  # why `resume` found nothing
         self._known_gaps: set[tuple[int, int]] = set()
         self._news = False
 
@@ -303,10 +304,11 @@ class Receiver:
 
     def resume(self) -> tuple[int, int] | None:
         """Take up what an earlier receiver kept: (transaction, up to where its file is there), None without such."""
-        kept = self._read_state()
-        if kept is None:
+        try:
+            metadata, eof, offset = self._read_state()
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            self.lack = f"{type(error).__name__}: {error}"
             return None
-        metadata, eof, offset = kept
         self._metadata, self._transaction = metadata, _transaction(parse(metadata))
         self._gaps.clear()
         self.files.spared_bytes = offset
@@ -338,18 +340,24 @@ class Receiver:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._state)
+        # The names of both files, too.
+        directory = os.open(self._state.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
         self._kept = now
 
-    def _read_state(self) -> tuple[bytes, bytes, int] | None:
-        """Metadata PDU, EOF PDU or nothing, offset; None unless all of it makes sense and the file is that long."""
-        try:
-            assert self._state is not None
-            kept = json.loads(self._state.read_text(encoding="utf-8"))
-            metadata, eof, offset = bytes.fromhex(kept["metadata"]), bytes.fromhex(kept["eof"]), int(kept["offset"])
-            there = Path(parse(metadata).dest_file_name).stat().st_size
-        except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError):
-            return None
-        return (metadata, eof, offset) if 0 <= offset <= there else None
+    def _read_state(self) -> tuple[bytes, bytes, int]:
+        """Metadata PDU, EOF PDU or nothing, offset. Raises all sorts of errors unless it makes sense with the file."""
+        if self._state is None:
+            raise ValueError("no --state")
+        kept = json.loads(self._state.read_text(encoding="utf-8"))
+        metadata, eof, offset = bytes.fromhex(kept["metadata"]), bytes.fromhex(kept["eof"]), int(kept["offset"])
+        there = Path(parse(metadata).dest_file_name).stat().st_size
+        if not 0 <= offset <= there:
+            raise ValueError(f"{offset} bytes were kept, the file has {there}")
+        return metadata, eof, offset
 
     def _keep_alive(self) -> bytes:
         return bytes(KeepAlivePdu(self._params.pdu_conf, self.offset).pack())
@@ -424,6 +432,8 @@ def receive(
     sock.bind((host, port))
     receiver = Receiver(directory, ask_again_s, state=state, keep_s=keep_s)
     transaction, offset = (receiver.resume() if resume else None) or (None, None)
+    if resume and transaction is None:
+        print(f"nothing to take up: {receiver.lack}", file=sys.stderr, flush=True)
     if transaction is None:
         receiver.forget()
     ready = {"ready": sock.getsockname()[1], "transaction": transaction, "offset": offset}

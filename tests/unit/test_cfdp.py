@@ -300,7 +300,8 @@ def test_a_transaction_goes_on_after_a_reboot_from_what_is_on_the_disk(
         contact = upload.run(sock, rate_bps=20e6, silence_s=10)
     assert contact.complete
     assert contact.start_offset == known[1]
-    assert contact.resent_bytes == pytest.approx(sent - known[1], abs=cfdp_entity.MAX_PDU_BYTES)
+    # What the line's buffer kept for the new receiver need not be sent again: it is not the whole that is.
+    assert contact.resent_bytes <= sent - known[1] + cfdp_entity.MAX_PDU_BYTES
     link.settle()
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
 
