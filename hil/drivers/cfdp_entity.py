@@ -142,13 +142,15 @@ class Files(NativeFilestore):  # type: ignore[misc]
 
 
 class User(CfdpUserBase):  # type: ignore[misc]
-    """Remembers how the transaction ended."""
+    """Remembers how the transaction ended. What was written is on the disk before the other end hears of it."""
 
     def __init__(self, files: Files) -> None:
         super().__init__(files)
+        self._files = files
         self.finished: Any = None
 
     def transaction_finished_indication(self, params: Any) -> None:
+        self._files.flush()  # the library flushes nothing, and takes a checksum only where gaps were filled
         self.finished = params.finished_params
 
     def transaction_indication(self, transaction_indication_params: Any) -> None: ...
@@ -450,7 +452,6 @@ def receive(
                 with contextlib.suppress(OSError):  # as good as lost on the way: it is said again
                     sock.sendto(answer, peer)
         if receiver.user.finished is not None and not told:
-            receiver.files.flush()
             condition = receiver.user.finished.condition_code
             print(json.dumps({"finished": condition.name}), flush=True)
             told = True

@@ -238,6 +238,24 @@ def test_contacts_with_outages_between(link: Link, source: Path, tmp_path: Path)
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
 
 
+def test_the_file_is_on_the_disk_before_the_ground_hears_that_it_is_whole(source: Path, tmp_path: Path) -> None:
+    receiver = cfdp_entity.Receiver(tmp_path, AGAIN_S)
+    upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with near, far:
+        sender = threading.Thread(target=lambda: upload.run(near, rate_bps=50e6), daemon=True)
+        sender.start()
+        finished = False
+        while not finished:
+            for answer in receiver.datagram(far.recv(65536)):
+                if answer[cfdp._header(answer)] == FINISHED:
+                    finished = True
+                    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+                far.send(answer)
+        sender.join()
+    assert upload.complete
+
+
 def test_the_rate_is_kept(source: Path, tmp_path: Path) -> None:
     """Never exceeded; nearly reached in the best of some, because a busy host slows everybody down."""
     for _ in range(5):
