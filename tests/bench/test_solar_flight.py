@@ -148,7 +148,15 @@ def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ArrayLab]:
     lab.close()
 
 
-@pytest.mark.parametrize("lab", [("keysight-e4360",), ("keysight-mp4300",), ("chroma-62000h-s",)], indirect=True)
+@pytest.mark.parametrize(
+    "lab",
+    [
+        ("keysight-e4360",),
+        pytest.param(("keysight-mp4300",), marks=pytest.mark.soak),
+        pytest.param(("chroma-62000h-s",), marks=pytest.mark.soak),
+    ],
+    indirect=True,
+)
 def test_a_flight_goes_into_the_dark_with_its_array_and_keeps_its_board(lab: ArrayLab, tmp_path: Path) -> None:
     mission = mission_file(tmp_path)
     entry_s = compiled(lab, mission).eclipses[0].umbra_entry_s
@@ -200,7 +208,9 @@ def test_a_flight_goes_into_the_dark_with_its_array_and_keeps_its_board(lab: Arr
     assert 11.0 < float(MEASURES["power.max_w"].of(read).value) < 30.0
 
 
-@pytest.mark.parametrize("lab", [("keysight-mp4300",), ("chroma-62000h-s",)], indirect=True)
+@pytest.mark.parametrize(
+    "lab", [("keysight-mp4300",), pytest.param(("chroma-62000h-s",), marks=pytest.mark.soak)], indirect=True
+)
 def test_a_flight_that_starts_in_the_dark_is_lit_at_sunrise(lab: ArrayLab, tmp_path: Path) -> None:
     mission = mission_file(tmp_path)
     exit_s = compiled(lab, mission).eclipses[0].umbra_exit_s
@@ -221,7 +231,7 @@ def test_a_flight_that_starts_in_the_dark_is_lit_at_sunrise(lab: ArrayLab, tmp_p
 @pytest.mark.parametrize(
     "lab",
     [
-        ("keysight-e4360", "((0.0, 0.0), (1.0, 12.0), (2.0, 45.0))", 0.0),
+        pytest.param(("keysight-e4360", "((0.0, 0.0), (1.0, 12.0), (2.0, 45.0))", 0.0), marks=pytest.mark.soak),
         ("chroma-62000h-s", "((0.0, 0.0), (1.0, 45.0))", 0.0),
     ],
     indirect=True,
