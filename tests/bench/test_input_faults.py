@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from matrix import Truth
-from test_daemon import BOARD_TYPE, MISSION, SupplyProcess, until
+from test_daemon import BOARD_TYPE, SupplyProcess, fly, until
 from test_daemon import Lab as DaemonLab
 from test_two_inputs import RAILS
 
@@ -148,7 +148,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def test_a_board_on_three_channels_dips_on_the_bus_and_is_cut_by_a_latch_up_of_its_rail(lab: Lab) -> None:
     with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
         board = daemon.board("b1", lease)
-        flight = daemon.flight("b1", MISSION, lab.run, lease, 0.0)
+        flight = fly(lab, daemon, lease)
         board.power.on()
         assert lab.state() == (True, True, True)
         seen = Terminals(lab.control)

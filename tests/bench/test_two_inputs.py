@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from host import Host
-from test_daemon import BOARD_TYPE, MISSION, Lab, SupplyProcess, gone, until
+from test_daemon import BOARD_TYPE, Lab, SupplyProcess, fly, gone, until
 
 from hil.bench.journal import read_events
 from hil.bench.safety import IntentJournal
@@ -119,7 +119,7 @@ def test_two_inputs_fly_through_an_eclipse_and_are_shed_and_restored_together(tm
 def fly_through_an_eclipse(lab: TwoInputs) -> None:
     with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
         board = daemon.board("b1", lease)
-        flight = daemon.flight("b1", MISSION, lab.run, lease, 0.0)
+        flight = fly(lab, daemon, lease)
         board.power.on()
         assert lab.supply.are_on() == (True, True)
         until(lambda: 14 < board.power.read().power_w < 16, what="for both inputs' watts")
@@ -152,7 +152,7 @@ def test_a_daemon_that_dies_in_flight_leaves_neither_input_on(tmp_path: Path, ho
     lab = TwoInputs(tmp_path)
     try:
         with lab.attach() as daemon, daemon.lease(["b1"]) as lease:
-            daemon.flight("b1", MISSION, lab.run, lease, 0.0)
+            fly(lab, daemon, lease)
             daemon.board("b1", lease).power.on()
             assert lab.supply.are_on() == (True, True)
             pid = daemon.status()["pid"]

@@ -97,7 +97,7 @@ def run(
             loads[1] = RecordedLoad(watts)
         async with VirtualSupply(loads=loads) as virtual:
             address = f"tcp://127.0.0.1:{virtual.port}"
-            supply = ScpiSupply("rigol-dp800", address, timeout_s=0.2)
+            supply = ScpiSupply("rigol-dp800", address, timeout_s=2.0)
             inputs = [(1, replace(ENVELOPE, undervoltage_lockout_v=lockout_v), Setpoint(15.0, 2.0), True, 0.0)]
             if aux_channel is not None:
                 inputs.append((aux_channel, AUX, Setpoint(5.0, 2.0), False, 0.3))

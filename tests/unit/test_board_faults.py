@@ -195,7 +195,7 @@ def test_two_lists_of_one_instrument_play_at_the_same_time() -> None:
     async def steps() -> None:
         loads = {n: RecordedLoad(((0.0, 6.0),), undervoltage_lockout_v=3.0) for n in (1, 2)}
         async with VirtualSupply("keysight-n6700", loads=loads) as virtual:
-            supply = ScpiSupply("keysight-n6700", f"tcp://127.0.0.1:{virtual.port}", timeout_s=0.5)
+            supply = ScpiSupply("keysight-n6700", f"tcp://127.0.0.1:{virtual.port}", timeout_s=2.0)
             for channel in (1, 2):
                 await supply.program(channel, Setpoint(12.0, 2.0))
                 await supply.output(channel, True)

@@ -180,7 +180,7 @@ def test_a_list_ends_by_itself_when_its_owner_dies(tmp_path: Path) -> None:
 
     async def steps() -> None:
         async with VirtualSupply("keysight-n6700", loads={1: RecordedLoad(((0.0, 6.0),))}) as virtual:
-            supply = ScpiSupply("keysight-n6700", f"tcp://127.0.0.1:{virtual.port}", timeout_s=0.5)
+            supply = ScpiSupply("keysight-n6700", f"tcp://127.0.0.1:{virtual.port}", timeout_s=2.0)
             await supply.program(1, Setpoint(12.0, 2.0))
             await supply.output(1, True)
             channel = virtual.instrument.channels[1]
@@ -293,7 +293,7 @@ def test_a_voltage_that_does_not_come_back_ends_in_the_safe_state(tmp_path: Path
 def test_a_slow_supply_says_what_it_reached(tmp_path: Path) -> None:
     async def steps() -> None:
         async with VirtualSupply("siglent-spd3303x", loads={1: RecordedLoad(((0.0, 6.0),))}) as virtual:
-            supply = ScpiSupply("siglent-spd3303x", f"tcp://127.0.0.1:{virtual.port}", timeout_s=0.5)
+            supply = ScpiSupply("siglent-spd3303x", f"tcp://127.0.0.1:{virtual.port}", timeout_s=2.0)
             await supply.program(1, Setpoint(12.0, 2.0))
             await supply.output(1, True)
             found = [(await supply.dip({1: (9.0, 12.0)}, 0.01))[1] for _ in range(3)]

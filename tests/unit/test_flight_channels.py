@@ -102,7 +102,7 @@ def run(
         async with AsyncExitStack() as stack:
             plans = [{1: loads[0], 2: loads[1]}] if supplies == 1 else [{1: loads[0]}, {1: loads[1]}]
             virtuals = [await stack.enter_async_context(VirtualSupply(loads=plan)) for plan in plans]
-            drivers = [ScpiSupply("rigol-dp800", f"tcp://127.0.0.1:{item.port}", timeout_s=0.2) for item in virtuals]
+            drivers = [ScpiSupply("rigol-dp800", f"tcp://127.0.0.1:{item.port}", timeout_s=1.0) for item in virtuals]
             pacing, journal, deadman = Pacing(), IntentJournal(tmp_path / "intent.jsonl"), FakeDeadman()
 
             def channel(index: int, envelope: Envelope, nominal: Setpoint, **more: Any) -> Channel:

@@ -74,7 +74,7 @@ class Rig:
     def __init__(self, virtual: VirtualSupply, directory: Path, delay_s: float = 1.0) -> None:
         self.virtual = virtual
         self.address = f"tcp://127.0.0.1:{virtual.port}"
-        self.supply = ScpiSupply("keysight-n6700", self.address, timeout_s=0.5)
+        self.supply = ScpiSupply("keysight-n6700", self.address, timeout_s=2.0)
         self.watchdog = SupplyWatchdog(self.supply, delay_s)
         self.journal = IntentJournal(directory / "intent.jsonl")
         self.steps: list[str] = []
@@ -191,7 +191,7 @@ def test_an_output_that_does_not_go_off_is_cut_at_its_outlet_by_whoever_needs_it
     async def body(virtual: VirtualSupply, intent: Intent, journal: IntentJournal) -> None:
         loop = asyncio.get_running_loop()
         plug.on_cut = lambda: loop.call_soon_threadsafe(virtual.instrument.power_cycle)
-        supply = ScpiSupply("rigol-dp800", intent.address, timeout_s=0.2)
+        supply = ScpiSupply("rigol-dp800", intent.address, timeout_s=2.0)
         with pytest.raises(SafetyError, match=r"not verified off: .*; outlet tasmota://\S+ says off"):
             await safety.power_off(supply, 1, ENVELOPE, journal, intent, timeout_s=0.1)
         await supply.close()
@@ -224,7 +224,7 @@ def test_an_output_that_does_not_go_off_is_cut_at_its_outlet_by_whoever_needs_it
 def test_an_outlet_that_does_not_obey_proves_nothing(tmp_path: Path, plug: Plug) -> None:
     async def body(virtual: VirtualSupply, intent: Intent, journal: IntentJournal) -> None:
         plug.broken = True
-        supply = ScpiSupply("rigol-dp800", intent.address, timeout_s=0.2)
+        supply = ScpiSupply("rigol-dp800", intent.address, timeout_s=2.0)
         with pytest.raises(SafetyError, match=r"; outlet tasmota://\S+ failed: outlet 1 of .* did not switch off"):
             await safety.power_off(supply, 1, ENVELOPE, journal, intent, timeout_s=0.1)
         assert journal.open_intents() == (intent,)

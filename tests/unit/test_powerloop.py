@@ -102,13 +102,14 @@ def fly(
     tuning: Tuning = FAST,
     meter: CrossCheck | None = None,
     model: str = "rigol-dp800",
+    timeout_s: float = 1.0,
 ) -> Rig:
     """Run `body` beside a loop; afterwards the loop is cancelled and the output must be off."""
 
     async def steps() -> Rig:
         async with VirtualSupply(model, loads={1: load or RecordedLoad(((0.0, 6.0),))}) as virtual:
             address = f"tcp://127.0.0.1:{virtual.port}"
-            supply = ScpiSupply(model, address, timeout_s=0.2)
+            supply = ScpiSupply(model, address, timeout_s=timeout_s)
             intent = Intent("vb1", address, model, 1, 0.6)
             journal = IntentJournal(tmp_path / "intent.jsonl")
             samples: list[PowerSample] = []
@@ -287,7 +288,7 @@ def test_one_lost_sample_is_told_and_survived(tmp_path: Path) -> None:
         assert rig.loop.state == "on"
         assert rig.is_on
 
-    fly(tmp_path, body)
+    fly(tmp_path, body, tuning=replace(FAST, stale_s=5.0), timeout_s=0.2)
 
 
 def test_a_supply_that_stays_silent_ends_the_loop_with_the_dead_man_still_armed(tmp_path: Path) -> None:
@@ -645,7 +646,7 @@ def test_a_stale_measurement_makes_the_run_invalid_and_its_energy_a_gap(tmp_path
         assert rig.loop.ledger.gap_j == pytest.approx(6.0 * rig.loop.ledger.longest_gap_s, rel=0.05)
         assert rig.is_on
 
-    fly(tmp_path, body, tuning=replace(FAST, stale_s=3.0))
+    fly(tmp_path, body, tuning=replace(FAST, stale_s=5.0), timeout_s=0.5)
 
 
 def test_a_supply_that_becomes_too_slow_in_flight_makes_the_run_invalid(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def rig(tmp_path: Path, steps: Callable[[Rig], Awaitable[None]], load: Load | No
     async def body() -> None:
         async with VirtualSupply(loads={1: load or RecordedLoad(((0.0, 6.0),))}) as virtual:
             address = f"tcp://127.0.0.1:{virtual.port}"
-            supply = ScpiSupply("rigol-dp800", address, timeout_s=0.2)
+            supply = ScpiSupply("rigol-dp800", address, timeout_s=2.0)
             journal = IntentJournal(tmp_path / "intent.jsonl")
             await steps(Rig(virtual, supply, journal, Intent("vb1", address, "rigol-dp800", 1, 0.6)))
             await supply.close()

@@ -273,7 +273,7 @@ async def never(transport: Transport) -> None:
 # ----------------------------------------------------------------------------------------------------------- serial
 def test_a_supply_on_a_serial_port_without_terminators(korad: Korad) -> None:
     async def steps() -> None:
-        supply = ScpiSupply("korad-ka3005p", f"serial://{korad.device}", timeout_s=0.5)
+        supply = ScpiSupply("korad-ka3005p", f"serial://{korad.device}", timeout_s=5.0)
         await supply.open()
         assert supply.capabilities.model == "KA3005P"
         assert supply.known_outputs == {1: True}
@@ -292,7 +292,7 @@ def test_a_supply_on_a_serial_port_without_terminators(korad: Korad) -> None:
 
 def test_a_silent_serial_supply_times_out_and_is_reopened(korad: Korad) -> None:
     async def steps() -> None:
-        supply = ScpiSupply("korad-ka3005p", f"serial://{korad.device}", timeout_s=0.2)
+        supply = ScpiSupply("korad-ka3005p", f"serial://{korad.device}", timeout_s=1.0)
         await supply.open()
         korad.mute = True
         with pytest.raises(InstrumentTimeout):
