@@ -31,6 +31,12 @@ class Host:
             pytest.skip(f"{what} took {seconds:.2f} s, but the host stood still for {self._worst_s:.2f} s meanwhile")
         assert seconds < limit_s, f"{what} took {seconds:.2f} s (worst delay of the host {self._worst_s:.3f} s)"
 
+    def valid(self, invalid: list[str]) -> None:
+        """A flight's record is to be valid. Where the host stood still it must not be, and the test says so."""
+        if invalid and self._worst_s > STALL_S:
+            pytest.skip(f"the record is invalid, as it must: the host stood still for {self._worst_s:.2f} s: {invalid}")
+        assert invalid == []
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()

@@ -237,7 +237,7 @@ def test_the_line_is_told_and_served(lab: Lab) -> None:
         order: list[str] = []
 
         def wait(name: str, priority: int) -> None:
-            with lab.attach() as other, other.lease(["b1"], wait_s=30, priority=priority, holder=name):
+            with lab.attach() as other, other.lease(["b1"], wait_s=200, priority=priority, holder=name):
                 order.append(name)
 
         threads = []
@@ -258,7 +258,7 @@ def test_the_line_is_told_and_served(lab: Lab) -> None:
         assert shown["wiring"]["power"][0]["channel"] == 1
         first.release()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert order == ["high", "low"]
 
 
