@@ -178,12 +178,12 @@ class Listener(Protocol):
     def failed(self, error: BenchError) -> None: ...
 
 
-def next_due(edge: EdgeLike | None, clock: MissionClock, now_s: float, track_from_s: float) -> Due:
-    """`edge`, or the next refresh on the grid that began at `track_from_s` if that comes first."""
+def next_due(edge: EdgeLike | None, clock: MissionClock, now_s: float, track_from_s: float, lead_s: float = 0.0) -> Due:
+    """`edge`, or the next refresh on the grid that began at `track_from_s` if that comes before the edge is sent."""
     tick = track_from_s + (math.floor((now_s - track_from_s) / TRACK_S) + 1) * TRACK_S
     if edge is not None:
         at = clock.wall_s(max(edge.t_s, clock.segments[-1].mission_start_s))
-        if at <= tick:
+        if at - lead_s <= tick:
             return Due(at, edge)
     return Due(tick, None)
 
@@ -231,6 +231,7 @@ class Player:
         self._cause = "start"
         self._busy = asyncio.Lock()
         self._next = 0
+        self._flown_s = -math.inf  # mission second of the newest edge, which was sent ahead of it
         self._counted_s = -math.inf
         self.overruns = 0
         self.last: Played | None = None
@@ -269,10 +270,9 @@ class Player:
         track_from_s = self._monotonic()
         while True:
             now_s = self._monotonic()
-            due = next_due(self._upcoming(), self.clock, now_s, track_from_s)
-            wait_s = due.wall_s - now_s
-            if due.edge is not None and self._link is not None:
-                wait_s -= self._link.lead_s
+            lead_s = 0.0 if self._link is None else self._link.lead_s
+            due = next_due(self._upcoming(), self.clock, now_s, track_from_s, lead_s)
+            wait_s = due.wall_s - now_s - (0.0 if due.edge is None else lead_s)
             if not self._changed.is_set() and wait_s > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
@@ -291,11 +291,15 @@ class Player:
 
     async def _play_now(self, cause: str) -> None:
         now_s = self._monotonic()
-        mission_s = self.clock.mission_s(now_s)
-        await self._try(self._timeline.link_at(mission_s, rate_scale=self.clock.rate), now_s, cause)
+        await self._try(self._state_at(now_s), now_s, cause)
+
+    def _state_at(self, now_s: float) -> Mapping[Direction, LinkState]:
+        """The link's state at a wall time; an edge that was sent ahead is not taken back before its instant."""
+        return self._timeline.link_at(max(self.clock.mission_s(now_s), self._flown_s), rate_scale=self.clock.rate)
 
     def _seek(self) -> None:
         """Take the first edge that is not behind us as the next one."""
+        self._flown_s = -math.inf
         self._next = bisect_right(self._edges, self.clock.mission_s(self._monotonic()), key=lambda edge: edge.t_s)
 
     def _upcoming(self) -> EdgeLike | None:
@@ -303,6 +307,7 @@ class Player:
 
     async def _play_edge(self, wall_s: float, edge: EdgeLike) -> None:
         self._next += 1
+        self._flown_s = edge.t_s
         played = None
         if edge.kind in LINK_EDGES and self._link is not None:
             # The edge's own instant, never a rounding before it: there the old state still holds. When we are so late
@@ -325,11 +330,10 @@ class Player:
         if self._edge_near():
             return  # its exchange would make the edge wait, and the edge brings the whole state
         now_s = self._monotonic()
-        mission_s = self.clock.mission_s(now_s)
-        states = self._timeline.link_at(mission_s, rate_scale=self.clock.rate)
+        states = self._state_at(now_s)
         if self._link is not None and drifted(self._link.states, states):
             await self._try(states, now_s, "track")
-        if now_s - self._counted_s >= COUNTERS_S:
+        if now_s - self._counted_s >= COUNTERS_S and not self._edge_near():
             await self._count()
 
     def _edge_near(self) -> bool:
@@ -337,7 +341,8 @@ class Player:
         if edge is None:
             return False
         begin_s = self.clock.segments[-1].mission_start_s
-        return self.clock.wall_s(max(edge.t_s, begin_s)) - self._monotonic() < CLEAR_OF_EDGE_S
+        lead_s = 0.0 if self._link is None else self._link.lead_s
+        return self.clock.wall_s(max(edge.t_s, begin_s)) - lead_s - self._monotonic() < CLEAR_OF_EDGE_S
 
     async def _try(self, states: Mapping[Direction, LinkState], scheduled_s: float, cause: str) -> Played | None:
         if self._link is None:

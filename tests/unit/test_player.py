@@ -193,6 +193,23 @@ def test_edges_leave_for_a_far_box_before_their_instant() -> None:
     run(scenario())
 
 
+def test_an_edge_that_was_sent_ahead_is_not_taken_back_by_a_change_of_the_clock() -> None:
+    async def scenario() -> None:
+        async with Flying(Sky(30.0, 1000.0), Box(lead_s=29.9)) as flight:
+            await flight.passed(2)
+            assert flight.clock.mission_s(time.monotonic()) < 30.0
+            flight.clock.set_rate(2.0, time.monotonic())
+            flight.player.replan("clock")
+            await until(lambda: "clock" in flight.causes)
+            played = next(played for played in flight.log.states if played.cause == "clock")
+            assert not played.states["uplink"].outage
+            async with flight.player.outage("skip"):
+                flight.clock.skip_to(20.0, time.monotonic())
+            await flight.passed(4)  # a skip seeks anew: the edge is ahead again
+
+    run(scenario())
+
+
 def test_no_refresh_is_under_way_when_an_edge_is_due() -> None:
     async def scenario() -> None:
         los_s = 2 * module.TRACK_S + 0.05
@@ -345,17 +362,20 @@ def test_without_a_link_the_edges_still_pass() -> None:
     at=st.floats(0, 1e4),
     rate=st.floats(0.1, 1000),
     elapsed=st.floats(0, 1e4),
+    lead=st.floats(0, 0.4),
 )
-def test_what_is_due_next_is_never_beyond_one_refresh(t: float, at: float, rate: float, elapsed: float) -> None:
+def test_what_is_due_next_is_never_beyond_one_refresh(
+    t: float, at: float, rate: float, elapsed: float, lead: float
+) -> None:
     clock = MissionClock(0.0, at, rate)
     now = at + elapsed
-    due = next_due(Edge(t, "los"), clock, now, at)
-    assert due.wall_s <= now + module.TRACK_S + 1e-6
+    due = next_due(Edge(t, "los"), clock, now, at, lead)
     if due.edge is None:
-        assert due.wall_s > now - 1e-6
-        assert clock.wall_s(t) > due.wall_s
+        assert now - 1e-6 < due.wall_s <= now + module.TRACK_S + 1e-6
+        assert clock.wall_s(t) - lead > due.wall_s  # no refresh is waited for while an edge should leave
     else:
         assert due.wall_s == clock.wall_s(t)
+        assert due.wall_s - lead <= now + module.TRACK_S + 1e-6
 
 
 def test_drift_below_the_threshold_is_not_worth_an_exchange() -> None:
