@@ -19,7 +19,7 @@ from hil.bench.powervalues import OnEvent
 from hil.bench.safety import Envelope
 from hil.drivers import solar
 from hil.drivers.scpi import ScpiSupply
-from hil.errors import UsageError
+from hil.errors import SafetyError, UsageError
 from hil.mission.solar_array import sas_rows
 from hil.mission.timeline import Timeline
 from hil.model import Applied, Reading, Setpoint
@@ -62,7 +62,8 @@ class ArraySource:
         self._plan: ArrayPlan | None = None
         self._mission_s: Callable[[], float] = lambda: 0.0
         self._step = 0  # of the light that the instrument was told last; 0 is an output that is off
-        self._sure = False  # whether that was read back
+        self._sure = False  # whether that light was read back
+        self._switched = True  # whether the last on or off was read back; a change of the light is none
         self._loaded = False  # the instrument has this flight's curve
         self._change_s = 0.0
         self._low_since_s: float | None = None
@@ -72,12 +73,13 @@ class ArraySource:
     async def prepare(self, plan: ArrayPlan, start_s: float, envelope: Envelope, board: str) -> dict[str, float]:
         """Load the curve of a flight that is to begin at mission second `start_s`, with the output off; what is played.
 
-        A table takes minutes: they pass before the mission's clock starts. Raises UsageError as `check` does, and what
-        `program` raises.
+        A table takes minutes: they pass before the mission's clock starts. SafetyError, with nothing written, when the
+        output is on. Raises UsageError as `check` does, and what `program` raises.
         """
+        await self._refuse_live(board)
         self.check(plan, envelope, board)
         self._plan, self._mission_s = plan, lambda: start_s
-        self._step, self._sure, self._loaded = 0, False, False
+        self._step, self._sure, self._switched, self._loaded = 0, False, True, False
         self._low_since_s, self._collapsed = None, False
         began_s = self._clock()
         await self.program()
@@ -133,8 +135,8 @@ class ArraySource:
 
     @property
     def expected(self) -> bool | None:
-        """Whether the output should be on; None while a change of it is not read back."""
-        return self.lit if self._sure else None
+        """Whether the output should be on; None while a switching of it is not read back."""
+        return self.lit if self._switched else None
 
     @property
     def setpoint(self) -> Setpoint:
@@ -155,7 +157,7 @@ class ArraySource:
         self._loaded = True
         if self._supply.capabilities.ocp_follows_limit:
             await solar.disarm_ocp(self._supply, self._channel)
-        self._step, self._sure = step, True
+        self._step, self._sure, self._switched = step, True, True
 
     def holds(self, reading: Reading, envelope: Envelope) -> bool:
         """Whether the unit behind it got its voltage at power on: anywhere on the curve above its least."""
@@ -168,19 +170,20 @@ class ArraySource:
         something else.
         """
         before, step = self._step, self._wanted()
-        if self._sure and step == before:
+        if self._switched and step == before and (self._sure or step == 0):
             return None
-        sent_s, was_sure = self._clock(), self._sure
-        self._sure = False
-        if step == 0:
-            done = await self._supply.output(self._channel, False)
-            acknowledged_s = done.acknowledged_s
-        else:
+        # Without need an output that is off is not switched on: a trip, or whoever did that at the panel, would be
+        # undone. An unanswered change of the light is no need.
+        switch = not self._switched or (step == 0) != (before == 0)
+        sent_s = acknowledged_s = self._clock()
+        if step > 0:
+            self._sure = False
             await solar.dim_array(self._supply, self._channel, self._flown.curve, step * LIGHT_STEP)
             acknowledged_s = self._clock()
-            if before == 0 or not was_sure:
-                acknowledged_s = (await self._supply.output(self._channel, True)).acknowledged_s
-        self._step, self._sure = step, True
+        if switch:
+            self._switched = False
+            acknowledged_s = (await self._supply.output(self._channel, step > 0)).acknowledged_s
+        self._step, self._sure, self._switched = step, True, True
         kind = "array_dark" if step == 0 else "array_lit" if before == 0 else "array_light"
         tell(kind, self.told())
         return Applied(due_s, sent_s, acknowledged_s, self._clock())
@@ -214,6 +217,15 @@ class ArraySource:
             tell("array_collapsed", {**drawn, **self.told(), "cause": "more asked than the array has in this light"})
 
     # --------------------------------------------------------------------------------------------------- helpers
+    async def _refuse_live(self, board: str) -> None:
+        await self._supply.open()
+        if await self._supply.output_state(self._channel):
+            raise SafetyError(
+                f"{board}: channel {self._channel} of {self._supply.address} is on, and no flight switched it on: it "
+                "would be another array under whatever hangs on it",
+                hint="find out who did; switch it off at the instrument when nothing depends on it, then try again",
+            )
+
     @property
     def _flown(self) -> ArrayPlan:
         if self._plan is None:

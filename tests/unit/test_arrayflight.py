@@ -17,7 +17,7 @@ from hil.bench.powerloop import PowerLoop
 from hil.bench.powervalues import Flight, PowerSample
 from hil.bench.safety import Envelope, Intent, IntentJournal
 from hil.drivers import solar
-from hil.drivers.scpi import ScpiSupply
+from hil.drivers.scpi import InstrumentError, ScpiSupply
 from hil.drivers.solar import Curve, leave_array, plays_array
 from hil.errors import BenchError, SafetyError, UsageError
 from hil.mission.clock import MissionClock
@@ -311,6 +311,57 @@ def test_a_change_that_was_not_answered_is_made_again(tmp_path: Path) -> None:
     rig = fly(tmp_path, body)
     assert len(rig.of("setpoint_lost")) == 1
     assert rig.of("tripped") == []
+
+
+def test_an_output_that_goes_off_while_a_change_of_light_is_unanswered_is_a_trip(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.begin()
+        rig.virtual.faults.append(Fault("drop", r"CURR:SAS:ISC\?", 1000))
+        rig.sun.light = 0.5
+        await rig.until(lambda: rig.of("setpoint_lost"))
+        rig.channel.switch(False, rig.virtual.instrument.clock())  # at the panel
+        await rig.until(lambda: rig.loop.state == "tripped")
+        assert not rig.channel.output_on
+
+    assert fly(tmp_path, body).of("array_lit") == []
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_switching_that_was_not_answered_is_made_again_and_no_trip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    async def body(rig: Rig) -> None:
+        rig.sun.light = 0.0 if on else 1.0
+        await rig.begin()
+        output = rig.supply.output
+
+        async def unanswered(ch: int, wanted: bool) -> Any:
+            monkeypatch.setattr(rig.supply, "output", output)
+            rig.channel.switch(wanted != on, rig.virtual.instrument.clock())  # it did not arrive
+            raise InstrumentError("no answer")
+
+        monkeypatch.setattr(rig.supply, "output", unanswered)
+        rig.sun.light = 1.0 if on else 0.0
+        await rig.until(lambda: rig.of("array_lit" if on else "array_dark"))
+        assert rig.channel.output_on == on
+
+    rig = fly(tmp_path, body)
+    assert len(rig.of("setpoint_lost")) == 1
+    assert rig.of("tripped") == []
+
+
+def test_a_simulator_that_somebody_drives_by_hand_is_left_as_it_is(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        await solar.play_array(rig.supply, 1, Curve(20.0, 1.0, 17.0, 0.9))
+        rig.channel.switch(True, rig.virtual.instrument.clock())
+        before = rig.channel.curve
+        with pytest.raises(SafetyError, match=r"vb1: channel 1 of tcp://.* is on, and no flight switched it on"):
+            await rig.prepare()
+        await rig.source.leave()  # as a flight that failed to begin ends
+        assert (rig.channel.output_on, rig.channel.curve) == (True, before)
+        rig.channel.switch(False, rig.virtual.instrument.clock())
+
+    fly(tmp_path, body)
 
 
 def test_what_belongs_to_a_bus_or_leaves_the_input_is_refused(tmp_path: Path) -> None:
