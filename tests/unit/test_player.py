@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hil.bench import player as module
@@ -364,6 +364,7 @@ def test_without_a_link_the_edges_still_pass() -> None:
     elapsed=st.floats(0, 1e4),
     lead=st.floats(0, 0.4),
 )
+@example(t=10.52, at=0.0, rate=1.0, elapsed=10.02, lead=0.15)  # behind the refresh at 10.5, and sent before it
 def test_what_is_due_next_is_never_beyond_one_refresh(
     t: float, at: float, rate: float, elapsed: float, lead: float
 ) -> None:
