@@ -278,12 +278,16 @@ class Receiver:
         self._news = True
         if kind == DirectiveType.METADATA_PDU:
             self._metadata = data
-        again = kind == DirectiveType.EOF_PDU and self._eof_seen
-        if kind == DirectiveType.EOF_PDU and not again:
-            self._eof, self._keep_at_s = data, 0.0
-        if again:
+        if kind != DirectiveType.EOF_PDU:
+            yield from self._step(pdu)
+        elif self._eof_seen:
             yield acknowledgement(pdu, TransactionStatus.ACTIVE)
-        yield from self._step(None if again else pdu)
+            yield from self._step(None)
+        else:
+            self._eof = data
+            answers = list(self._step(pdu))
+            self._keep()  # once it is acknowledged nobody sends it again, to a receiver after a reboot neither
+            yield from answers
 
     def tick(self) -> Iterator[bytes]:
         """Let timers run; yields what is to be asked or told again."""
