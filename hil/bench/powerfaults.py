@@ -67,6 +67,10 @@ class NotTogether(DipFailed):
     """A dip that was not begun because another channel of the board could not begin it too. Nothing was changed."""
 
 
+class CutFailed(SafetyError):
+    """A cut in a dip did not switch the output off: no old set point may come back to what is latched up."""
+
+
 class Together:
     """The channels of one board that dip at one moment: each power loop joins, and all begin when the last one has.
 
@@ -138,8 +142,9 @@ async def brown_out(
     """Lower a channel that is on for a while. Ends with the old set point, read back; early when `interrupted`.
 
     `begun` is called when all channels of the board are ready, before the first write. `sample` measures, and may cut
-    the channel: its reading then says that the output is off. DipFailed when the dip was not as asked; SafetyError when
-    the old set point cannot be verified either.
+    the channel: its reading then says that the output is off. CutFailed, which `sample` raises when that fails, leaves
+    the low set point. DipFailed when the dip was not as asked; SafetyError when the old set point cannot be verified
+    either.
     """
     low_v = check_dip(envelope, present, depth_v, duration_s)
     lowest: float | None = None
@@ -171,6 +176,8 @@ async def brown_out(
             back = await supply.program(channel, present)
             lasted_s = back.acknowledged_s - began_s
             trips = () if output_on else await supply.tripped(channel)
+    except CutFailed:
+        raise
     except (InstrumentError, SafetyError) as error:
         await _restore(supply, channel, present, nap)
         raise DipFailed(f"the dip was not as asked: {error.message}; the old set point is in force again") from error

@@ -33,6 +33,7 @@ from hil.bench.metering import Metering
 from hil.bench.pacing import Pacing
 from hil.bench.powerfaults import (
     BrownOut,
+    CutFailed,
     DipFailed,
     LatchUp,
     LatchUpGuard,
@@ -582,7 +583,6 @@ class PowerLoop:
 
     async def _brown_out(self, asked: _Dip) -> BrownOut:
         breaches: list[str] = []
-        failed: list[BenchError] = []
         low_v = self._set.voltage_v - asked.depth_v
 
         async def sample() -> Reading | None:
@@ -592,9 +592,8 @@ class PowerLoop:
             breaches.extend(filter(None, (self._breach(reading),)))
             try:
                 await self._latch_up.judge(reading)
-            except BenchError as error:  # a cut that failed is more than a dip that failed
-                failed.append(error)
-                return replace(reading, output_on=False)
+            except BenchError as error:  # more than a dip that failed
+                raise CutFailed(error.message, hint=error.hint) from error
             return replace(reading, output_on=self._energized)
 
         def begun() -> None:
@@ -604,29 +603,22 @@ class PowerLoop:
                 asked.together.cut_told = True
                 self.starts += 1
 
-        try:
-            done = await brown_out(
-                self._supply,
-                self._channel,
-                self._envelope,
-                self._set,
-                asked.depth_v,
-                asked.duration_s,
-                asked.together,
-                latch_up_armed=self._latch_up.armed,
-                begun=begun,
-                sample=sample,
-                nap=self._nap,
-                # Neither an off nor a breach, which the ticks then judge, waits for the end of a long dip.
-                interrupted=lambda: bool(breaches) or not self._commands.empty(),
-                clock=self._clock,
-            )
-        except DipFailed:
-            if failed:
-                raise failed[0] from None
-            raise
-        if failed:
-            raise failed[0]
+        done = await brown_out(
+            self._supply,
+            self._channel,
+            self._envelope,
+            self._set,
+            asked.depth_v,
+            asked.duration_s,
+            asked.together,
+            latch_up_armed=self._latch_up.armed,
+            begun=begun,
+            sample=sample,
+            nap=self._nap,
+            # Neither an off nor a breach, which the ticks then judge, waits for the end of a long dip.
+            interrupted=lambda: bool(breaches) or not self._commands.empty(),
+            clock=self._clock,
+        )
         self._metering.touch()
         self._tell("brown_out", **asdict(done))
         return done

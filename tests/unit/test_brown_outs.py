@@ -421,6 +421,8 @@ def test_a_latch_up_in_a_dip_whose_cut_fails_ends_in_the_safe_state(tmp_path: Pa
         with pytest.raises(SafetyError):
             await dip
         assert not isinstance(dip.exception(), DipFailed)
+        # The supply answers all else: what is latched up must not get the old voltage back on top.
+        assert rig.virtual.instrument.channels[1].voltage_set_v == 11.0
         assert rig.of("safe_state")
 
     powered(tmp_path, body, load)
