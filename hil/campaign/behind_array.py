@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hil.campaign.record import Record
     from hil.inventory import Bench, Mission
     from hil.inventory.board_type import SupplyLimits
+    from hil.inventory.mission_steps import Step
     from hil.mission.timeline import Timeline
 
 #: Steps that wait for what only the models do, and what that is.
@@ -24,6 +25,7 @@ STEPS: Mapping[str, str] = {
     "eclipse": "the modelled battery's load shedding",
     "duty_cycle": "the modelled heat of the board",
 }
+_CARRIED = "needs the board without power, but an array that is off leaves it the unit's battery"
 _UNIT = "the real power unit's, which this bench does not see"
 _DRAWN = "drawn from the array, which charges the unit's battery too: what the board took of it is not measured"
 #: Prefixes of measures that need what is not there, and why; the first that fits.
@@ -36,7 +38,9 @@ _LACKING: tuple[tuple[str, str], ...] = (
     ("board.below_lockout", f"the board's voltage is {_UNIT}"),
     ("duty.", "no heat of the board is modelled"),
     ("power.inference_minus_idle", f"power is {_DRAWN}"),
+    ("power.max", f"power is {_DRAWN}"),
     ("energy.j_per_token", f"energy is {_DRAWN}"),
+    ("energy.gap", f"energy is {_DRAWN}"),
     ("energy.ledger", "no battery is modelled"),
     ("energy.fed", "no battery is modelled"),
 )
@@ -74,6 +78,17 @@ def input_limits(bench: Bench, board: str | None) -> SupplyLimits | None:
     return kind.limits(wire.rail) if wire.source == "array" else None
 
 
+def refused(step: Step) -> str:
+    """Why a board behind an array cannot fly a step; empty when it can."""
+    if step.kind in STEPS:
+        return f"`{step.kind}` waits for {STEPS[step.kind]}"
+    if step.cruise is not None and step.cruise.shutdown_before_eclipse_s is not None:
+        return f"`cruise` with `shutdown_before_eclipse_s` {_CARRIED}"
+    if step.run is not None and step.run.power_cuts:
+        return f"`run` with `power_cuts` {_CARRIED}"
+    return ""
+
+
 def check_pace(mission: Mission, board: str, pace: Pace) -> None:
     """Refuse to fly a board behind an array otherwise than in real time, gaps and all. Raises UsageError."""
     if pace.rate != 1.0 or pace.contacts_only:
@@ -83,11 +98,10 @@ def check_pace(mission: Mission, board: str, pace: Pace) -> None:
             hint="fly it with --rate 1 and without --contacts-only; --from and --until bound what that takes",
         )
     for index, step in enumerate(mission.file.steps, 1):
-        if step.kind in STEPS:
+        if why := refused(step):
             raise UsageError(
-                f"{mission.path}: step {index}, `{step.kind}`, waits for {STEPS[step.kind]}; board {board} hangs on an "
-                "array, before a real power unit, and has no such model",
-                hint="leave the step out; `cruise` flies through eclipses",
+                f"{mission.path}: step {index}: {why}; board {board} hangs on an array, before a real power unit",
+                hint="leave that out; a plain `cruise` flies through eclipses; a board is cut by its `lines`",
             )
 
 

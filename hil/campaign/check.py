@@ -12,7 +12,7 @@ from hil.campaign.evidence import NoEvidence
 from hil.campaign.feasible import Outlook, outlook
 from hil.campaign.measures_timeline import OF_TIMELINE
 from hil.campaign.verdict import check_criteria
-from hil.drivers import cfdp
+from hil.drivers import cfdp, solar
 from hil.errors import UsageError
 from hil.inventory.environment import environment
 from hil.mission import budget
@@ -225,19 +225,20 @@ def _loop(timeline: Timeline, board: BoardType) -> Finding:
 def _array(mission: Mission, timeline: Timeline, limits: SupplyLimits) -> Finding:
     """What a flight on a solar-array simulator refuses, as far as mission and bench file decide it."""
     what = "a solar-array simulator can play the array"
-    waiting = [step.kind for step in mission.file.steps if step.kind in behind_array.STEPS]
-    if waiting:
-        told = ", ".join(f"`{kind}` waits for {behind_array.STEPS[kind]}" for kind in waiting)
-        return Finding(what, False, f"{told}: the board hangs on an array, before a real power unit")
+    if refused := [why for step in mission.file.steps if (why := behind_array.refused(step))]:
+        return Finding(what, False, f"{'; '.join(refused)}: the board hangs on an array, before a real power unit")
     try:
         curve = behind_array.brightest(timeline)
+        solar.Curve(curve.voc_v, curve.isc_a, curve.vmp_v, curve.imp_a).check()
     except UsageError as error:
         return Finding(what, False, str(error))
+    watts = curve.vmp_v * curve.imp_a
     ok = limits.voltage_min_v <= curve.voc_v <= limits.voltage_max_v and curve.isc_a <= limits.current_max_a
+    ok = ok and watts <= limits.power_max_w
     found = (
-        f"at its brightest Voc {curve.voc_v:.2f} V and Isc {curve.isc_a:.3f} A; the power unit's input takes "
-        f"{limits.voltage_min_v:g} to {limits.voltage_max_v:g} V and {limits.current_max_a:g} A; flown with "
-        "--rate 1 only"
+        f"at its brightest Voc {curve.voc_v:.2f} V, Isc {curve.isc_a:.3f} A and {watts:.1f} W; the power unit's input "
+        f"takes {limits.voltage_min_v:g} to {limits.voltage_max_v:g} V, {limits.current_max_a:g} A and "
+        f"{limits.power_max_w:g} W; flown with --rate 1 only"
     )
     return Finding(what, ok, found, {"voc_v": round(curve.voc_v, 4), "isc_a": round(curve.isc_a, 4)})
 
