@@ -318,12 +318,17 @@ class LatchUpGuard:
         self._watch = (LatchUpWatch(limits), future)
         return future
 
-    def disarm(self) -> bool:
-        """Call it off; False when its cut is under way, and the future is worth waiting for."""
-        if self._watch is None:
-            return False
-        (_, future), self._watch = self._watch, None
-        return not future.done() and future.cancel()
+    def restart(self) -> None:
+        """The output was off: what it drew before belongs to no current of now. Armed it stays."""
+        if self._watch is not None:
+            watch, future = self._watch
+            self._watch = (LatchUpWatch(watch.limits), future)
+
+    def disarm(self) -> None:
+        """Call it off; a cut that is under way goes on."""
+        if self._watch is not None:
+            (_, future), self._watch = self._watch, None
+            future.cancel()
 
     async def judge(self, reading: Reading) -> None:
         """Take one sample of an output that is on, and cut when the current has been too high for long enough."""

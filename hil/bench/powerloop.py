@@ -200,9 +200,9 @@ class PowerLoop:
             raise refuse_fault(self.board, "a latch-up current")
         return self._latch_up.arm(limits)
 
-    def disarm_latch_up(self) -> bool:
-        """Call the watch off; False when its cut is under way, and the future is worth waiting for."""
-        return self._latch_up.disarm()
+    def disarm_latch_up(self) -> None:
+        """Call the watch off; a cut that is under way goes on."""
+        self._latch_up.disarm()
 
     @property
     def energized(self) -> bool:
@@ -671,6 +671,7 @@ class PowerLoop:
             raise
         self.state, self._set = "on", setpoint if self._array is None else self._array.setpoint
         self.starts += 1
+        self._latch_up.restart()
         self._energy_at_on_j = self._metering.energy_j
         self._metering.add_energy(on.energy_j, on.on_s, on.settled_s)
         self._forget(on.reading)

@@ -443,6 +443,24 @@ def test_a_protection_that_could_not_act_is_refused(limits: LatchUpLimits) -> No
         limits.check(ENVELOPE)
 
 
+def test_a_power_cycle_begins_the_hold_anew(tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        armed = rig.loop.watch_latch_up(LatchUpLimits(1.0, 60.0))
+        assert rig.loop._latch_up._watch is not None
+        before, _ = rig.loop._latch_up._watch
+        await rig.until(lambda: before.exceeded_s is not None)
+        await rig.loop.request_off()
+        on = await rig.loop.request_on()
+        assert rig.loop._latch_up._watch is not None
+        after, _ = rig.loop._latch_up._watch
+        await rig.until(lambda: after.exceeded_s is not None)
+        assert after.exceeded_s is not None
+        assert after.exceeded_s > on.on_s  # else the time off counts as too high a current, in the hold and in joules
+        assert not armed.done()
+
+    powered(tmp_path, body, RecordedLoad(((0.0, 24.0),)))
+
+
 def test_the_energy_above_the_threshold_is_the_integral() -> None:
     watch = LatchUpWatch(LatchUpLimits(1.0, 1.0))
     currents = (0.5, 2.0, 3.0, 3.0)
