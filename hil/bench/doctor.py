@@ -11,7 +11,7 @@ from pathlib import Path
 from hil.bench.arrayflight import LIGHT_STEP
 from hil.bench.board import BoardOwner
 from hil.bench.host import host_checks
-from hil.bench.levels import CutTimes, capability_level, outlet_answer
+from hil.bench.levels import CutTimes, capability_level, ocp_acts, outlet_answer
 from hil.bench.player import LinkOwner
 from hil.bench.powerfaults import DIP_MIN_S, ONE_TURN_S
 from hil.drivers import link_backends
@@ -107,6 +107,7 @@ async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_a
             deadman=deadman_alive,
             outlet=answer.kind,
             watchdog_s=None if watchdog is None else watchdog.delay_s,
+            array=channel.array is not None,
         )
         what = f"channel {channel.number}: level"
         if channel.array is not None:
@@ -121,7 +122,7 @@ async def _channels(name: str, board: BoardOwner, cut_times: CutTimes, deadman_a
 
 
 def _array(can: Capabilities) -> str:
-    ocp = "; its OCP stays off, the curve's Isc is the limit" if can.ocp_follows_limit else ""
+    ocp = "" if ocp_acts(can, array=True) else "; its OCP stays off, the curve's Isc is the limit"
     return (
         "the satellite's array, for a power unit with a battery: flown in real time, off in the dark, in steps of "
         f"{LIGHT_STEP:.0%} of the light{ocp}; not run on hardware"

@@ -43,16 +43,36 @@ class CapabilityLevel:
         return "; ".join((f"{self.level} ({MEANING[self.level]})", *self.reasons))
 
 
+def ocp_acts(capabilities: Capabilities, array: bool) -> bool:
+    """Whether a channel has an over-current protection that is switched on.
+
+    An array regulates current wherever a power unit looks for its maximum: a protection that acts there is left off,
+    and the curve's short-circuit current, read back, is the limit.
+    """
+    return capabilities.ocp and not (array and capabilities.ocp_follows_limit)
+
+
 def capability_level(
-    capabilities: Capabilities, *, deadman: bool = True, outlet: str = "", watchdog_s: float | None = None
+    capabilities: Capabilities,
+    *,
+    deadman: bool = True,
+    outlet: str = "",
+    watchdog_s: float | None = None,
+    array: bool = False,
 ) -> CapabilityLevel:
-    """The level of a channel. `outlet`: empty for none, `confirms` or `deaf`; `watchdog_s` 0: not to be armed."""
+    """The level of a channel. `outlet`: empty for none, `confirms` or `deaf`; `watchdog_s` 0: not to be armed.
+
+    `array`: the channel is a solar array; see `ocp_acts`.
+    """
     model = capabilities.model
+    no_ocp = f"{model} has no over-current protection over remote"
+    if capabilities.ocp:
+        no_ocp = f"the over-current protection of {model} stays off: it would trip wherever an array limits the current"
     missing = tuple(
         reason
         for present, reason in (
             (capabilities.ovp, f"{model} has no over-voltage protection over remote"),
-            (capabilities.ocp, f"{model} has no over-current protection over remote"),
+            (ocp_acts(capabilities, array), no_ocp),
             (deadman, "no dead-man process watches the daemon"),
         )
         if not present
@@ -125,11 +145,14 @@ class Layers:
     watchdog: SupplyWatchdog | None = None
     accept: Level = "C"
 
-    async def level(self, capabilities: Capabilities) -> CapabilityLevel:
-        """The level now: an outlet that does not answer is none. SafetyError when it is lower than accepted."""
+    async def level(self, capabilities: Capabilities, *, array: bool = False) -> CapabilityLevel:
+        """The level now: an outlet that does not answer is none. SafetyError when it is lower than accepted.
+
+        `array`: the channel is a solar array.
+        """
         answer = await asyncio.to_thread(outlet_answer, self.outlet) if self.outlet else OutletAnswer("")
         watchdog_s = None if self.watchdog is None else self.watchdog.delay_s
-        found = capability_level(capabilities, outlet=answer.kind, watchdog_s=watchdog_s)
+        found = capability_level(capabilities, outlet=answer.kind, watchdog_s=watchdog_s, array=array)
         if answer.trouble:
             found = CapabilityLevel(found.level, (*found.reasons, answer.trouble))
         if found.level > self.accept:

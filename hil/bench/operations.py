@@ -234,7 +234,8 @@ class Operations:
             await channel.supply.open()
             told = f"{channel.input}: " if len(board.channels) > 1 else ""
             supplies.append(f"{told}{channel.supply.identity}")
-            levels.append(f"{told}{await channel.layers.level(channel.supply.capabilities)}")
+            can, array = channel.supply.capabilities, channel.array is not None
+            levels.append(f"{told}{await channel.layers.level(can, array=array)}")
         facts |= {"supply": " | ".join(supplies), "capability_level": " | ".join(levels)}
         facts["time_to_off"] = self._fixtures.cut_times.said(board.name)
         if board.link is not None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from hil.bench.levels import CapabilityLevel, Layers, cut_outlet
+from hil.bench.levels import CapabilityLevel, Layers, cut_outlet, ocp_acts
 from hil.drivers.forced_off import ForcedOff, force_off
 from hil.drivers.scpi import InstrumentError, Supply
 from hil.drivers.transport import endpoint
@@ -410,7 +410,7 @@ async def power_on(
     on_step("identify")
     await supply.open()
     can = supply.capabilities
-    level = await layers.level(can)
+    level = await layers.level(can, array=source is not None)
     if await supply.output_state(channel) and intent.key not in {item.key for item in journal.open_intents()}:
         raise SafetyError(
             f"channel {channel} of {intent.address} is on, and this bench did not switch it on",
@@ -423,9 +423,7 @@ async def power_on(
     await supply.clear_status()
     if await supply.tripped(channel):
         await supply.clear_protection(channel)
-    # An array regulates current wherever a power unit looks for its maximum: a protection that trips there is no
-    # protection, and the curve's short-circuit current, read back, is the limit.
-    ocp = can.ocp and not (source is not None and can.ocp_follows_limit)
+    ocp = ocp_acts(can, source is not None)
     if source is not None:
         on_step("program")
         await source.program()

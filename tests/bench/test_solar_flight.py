@@ -54,7 +54,7 @@ schema: 1
 name: {name}
 board_types: {types}
 supplies:
-  sas1: {{driver: scpi, dialect: {model}, address: "tcp://127.0.0.1:{port}"}}
+  sas1: {{driver: scpi, dialect: {model}, address: "tcp://127.0.0.1:{port}", accept_level: D}}
 boards:
   b1: {{type: recorded, power: [{{supply: sas1, channel: 1, rail: array{source}}}]}}
 """

@@ -13,6 +13,7 @@ import pytest
 from test_powerloop import FAST, FakeDeadman
 
 from hil.bench.arrayflight import ArrayPlan, ArraySource
+from hil.bench.levels import Layers
 from hil.bench.powerloop import PowerLoop
 from hil.bench.powervalues import Flight, PowerSample
 from hil.bench.safety import Envelope, Intent, IntentJournal
@@ -129,6 +130,7 @@ def fly(
                 on_sample=lambda sample: rig.samples.append(sample),
                 on_event=lambda kind, data: rig.events.append((kind, data)),
                 on_cut=cuts.append,
+                layers=Layers(accept="D"),  # Keysight's OCP stays off
                 tuning=FAST,
                 array=source,
             )
@@ -156,6 +158,8 @@ def test_the_curve_is_there_before_the_output_and_follows_the_light(tmp_path: Pa
         await rig.until(lambda: rig.channel.curve is not None)
         rig.loop.attach(rig.flight())
         on = await rig.loop.request_on()
+        no_ocp = model.startswith("keysight")
+        assert (on.level.level, on.waived) == (("D", ("no-ocp",)) if no_ocp else ("C", ()))
         assert 12.0 < on.reading.voltage_v < 22.0
         assert rig.deadman.armed
         curve = rig.channel.curve

@@ -55,6 +55,20 @@ def test_each_level_says_what_a_better_one_lacks() -> None:
     assert str(plain).startswith("C (dead-man, OVP and OCP); DP832")
 
 
+def test_a_protection_that_stays_off_on_an_array_makes_no_level() -> None:
+    """OCP at the current limit would trip at every point left of an array's maximum: consent is asked for instead."""
+    at_limit = dataclasses.replace(DP800, ocp_follows_limit=True)
+    assert capability_level(at_limit).level == "C"
+    assert capability_level(DP800, array=True).level == "C"
+    found = capability_level(at_limit, array=True, outlet="confirms")
+    assert (found.level, len(found.reasons)) == ("D", 1)
+    assert "stays off: it would trip wherever an array limits the current" in found.reasons[0]
+    with pytest.raises(SafetyError, match="level D and this bench accepts C or better") as no:
+        asyncio.run(Layers().level(at_limit, array=True))
+    assert "accept_level: D" in no.value.hint
+    assert asyncio.run(Layers(accept="D").level(at_limit, array=True)).level == "D"
+
+
 def test_losing_an_outlet_lowers_the_level_and_needs_consent(plug: Plug) -> None:
     layers = Layers(plug.address, accept="B")
     assert asyncio.run(layers.level(DP800)).level == "B"
