@@ -345,7 +345,8 @@ class BoardOwner:
             and self._loops
             and not any(task.done() for _, task in self._loops)
         ):
-            output_on = self.state == "on"
+            array = self.channels[self._lead].array
+            output_on = self.state == "on" and (array is None or array.lit)  # in the dark an array is off
             reading = Reading(sample.t_mono, sample.voltage_v, sample.current_a, sample.power_w, output_on)
         else:
             channel = self.channels[self._lead]

@@ -401,9 +401,9 @@ async def power_on(
     `off_since_s`: when the output was last verified off; None waits the whole off dwell from now. `layers` say what
     level of protection is accepted, and hold the supply's watchdog, which is armed and read back before the output
     goes on. `armed` is awaited before that too: there the dead-man learns of it. `on_reading` gets what is measured
-    once it is on. `source` is programmed in place of `setpoint`, before the protections, which entering its mode may
-    forget; while it is dark the output stays off. Raises SafetyError, BenchError or UsageError; the message says what
-    was measured.
+    once it is on. `source` is programmed in place of `setpoint`, after the dwell and before the protections, which
+    entering its mode may forget; while it is dark the output stays off. Raises SafetyError, BenchError or UsageError;
+    the message says what was measured.
     """
     if source is None:
         envelope.check(setpoint)
@@ -424,7 +424,11 @@ async def power_on(
     if await supply.tripped(channel):
         await supply.clear_protection(channel)
     ocp = ocp_acts(can, source is not None)
+    since = discharged if off_since_s is None else off_since_s
     if source is not None:
+        # Its light moves on in the dwell: what is programmed is of the moment that the output goes on.
+        on_step("dwell")
+        await _dwell(since + envelope.off_dwell_s, clock, sleep)
         on_step("program")
         await source.program()
     on_step("protect")
@@ -436,10 +440,8 @@ async def power_on(
     if source is None:
         on_step("program")
         await supply.program(channel, setpoint)
-    on_step("dwell")
-    since = discharged if off_since_s is None else off_since_s
-    while (left := since + envelope.off_dwell_s - clock()) > 0:
-        await sleep(min(left, 0.25))
+        on_step("dwell")
+        await _dwell(since + envelope.off_dwell_s, clock, sleep)
     on_step("intent")
     await asyncio.to_thread(journal.opened, intent)
     try:
@@ -546,6 +548,11 @@ async def _shielded(task: asyncio.Future[PoweredOff]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait((task,))
     task.result()
+
+
+async def _dwell(until_s: float, clock: Callable[[], float], sleep: Callable[[float], Awaitable[None]]) -> None:
+    while (left := until_s - clock()) > 0:
+        await sleep(min(left, 0.25))
 
 
 async def _wait_discharged(

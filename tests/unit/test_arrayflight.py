@@ -237,6 +237,25 @@ def test_a_start_in_the_dark_waits_for_the_light_with_the_output_off(tmp_path: P
     assert rig.kinds[:2] == ["board_on", "array_lit"]
 
 
+def test_the_light_of_a_start_is_that_of_the_switching_and_not_of_before_the_dwell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(rig: Rig) -> None:
+        nap = rig.loop._nap
+
+        async def sunset(seconds: float) -> None:
+            rig.sun.light = 0.0  # while the sequence waits
+            await nap(seconds)
+
+        monkeypatch.setattr(rig.loop, "_nap", sunset)
+        rig.loop._envelope = replace(INPUT, off_dwell_s=0.4)
+        await rig.begin()
+        assert rig.loop.state == "on"
+        assert not rig.channel.output_on
+
+    assert fly(tmp_path, body).of("array_dark") == []
+
+
 def test_more_than_the_array_has_folds_its_voltage_and_is_told(tmp_path: Path) -> None:
     thirst = RecordedLoad(((0.0, 0.0), (0.3, 12.0)), undervoltage_lockout_v=0.0)
 

@@ -10,6 +10,7 @@ import tty
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,6 +124,25 @@ def run(
             assert not any(channel.output_on for channel in virtual.instrument.channels.values())
 
     asyncio.run(steps())
+
+
+@pytest.mark.parametrize("lit", [True, False, None])
+def test_the_output_of_a_board_that_is_on_is_off_where_its_array_is_in_the_dark(
+    tmp_path: Path, lit: bool | None
+) -> None:
+    async def body(rig: Rig) -> None:
+        await rig.on()
+        array = None if lit is None else SimpleNamespace(lit=lit)
+        rig.board.channels = (replace(rig.board.channels[0], array=array),)  # type: ignore[arg-type]
+        rig.board._switched_s = 0.0  # the sample of the loop counts, not a measurement for the asking
+        for _ in range(2000):
+            if rig.board.last is not None:
+                break
+            await asyncio.sleep(0.005)
+        assert rig.board.last is not None
+        assert (await rig.board.read())["output_on"] is (lit is not False)
+
+    run(tmp_path, body)
 
 
 # ------------------------------------------------------------------------------------------------- several channels
