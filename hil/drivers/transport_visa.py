@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,13 @@ from hil.errors import UsageError
 
 T = TypeVar("T")
 _TIMEOUT = -1073807339  # VI_ERROR_TMO
+
+
+def _load() -> None:
+    """Import PyVISA and the backend that looks for its drivers as it is imported, where they are."""
+    for name in ("pyvisa", "pyvisa_py"):
+        with contextlib.suppress(ImportError):  # told when it is needed
+            importlib.import_module(name)
 
 
 def _open(resource: str, timeout_s: float) -> tuple[Any, Any]:
@@ -94,6 +102,7 @@ class VisaTransport:
         self.close()
         thread = self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"visa {self.resource}")
         loop, left_s = asyncio.get_running_loop(), deadline_s - time.monotonic()
+        await loop.run_in_executor(thread, _load)  # seconds on a busy host: that is not the instrument's time
         try:
             async with asyncio.timeout(left_s):
                 self._pipe = await loop.run_in_executor(thread, VisaPipe, self.resource, left_s)
