@@ -26,6 +26,7 @@ from hil.model import Applied, Reading, Setpoint
 
 LIGHT_STEP = 0.01
 _STEPS = round(1 / LIGHT_STEP)
+GoOn = Callable[[], object]
 WRITE_EXCHANGES = 4.0  # a step of light with its read-back, in measurements: Chroma's 11 messages are the most
 
 
@@ -70,11 +71,14 @@ class ArraySource:
         self._collapsed = False
 
     # ------------------------------------------------------------------------------------------------- a flight
-    async def prepare(self, plan: ArrayPlan, start_s: float, envelope: Envelope, board: str) -> dict[str, float]:
+    async def prepare(
+        self, plan: ArrayPlan, start_s: float, envelope: Envelope, board: str, go_on: GoOn = solar.unasked
+    ) -> dict[str, float]:
         """Load the curve of a flight that is to begin at mission second `start_s`, with the output off; what is played.
 
-        A table takes minutes: they pass before the mission's clock starts. SafetyError, with nothing written, when the
-        output is on. Raises UsageError as `check` does, and what `program` raises.
+        A table takes minutes: they pass before the mission's clock starts, and what `go_on` raises ends them.
+        SafetyError, with nothing written, when the output is on. Raises UsageError as `check` does, and what `program`
+        raises.
         """
         await self._refuse_live(board)
         self.check(plan, envelope, board)
@@ -82,7 +86,7 @@ class ArraySource:
         self._step, self._sure, self._switched, self._loaded = 0, False, True, False
         self._low_since_s, self._collapsed = None, False
         began_s = self._clock()
-        await self.program()
+        await self.program(go_on)
         loaded_s = self._clock()
         await self.program()  # the curve is there by now: but a change of the light
         self._change_s = self._clock() - loaded_s
@@ -144,7 +148,7 @@ class ArraySource:
         curve = self._flown.curve
         return Setpoint(curve.voc_v, curve.isc_a * self._step * LIGHT_STEP)
 
-    async def program(self) -> None:
+    async def program(self, go_on: GoOn = solar.unasked) -> None:
         """Be this moment's array, read back, with the output off. In the dark the least light is programmed."""
         curve, step = self._flown.curve, self._wanted()
         scale = max(step, self._least(), 1) * LIGHT_STEP
@@ -153,7 +157,7 @@ class ArraySource:
         if self._loaded and await solar.plays_array(self._supply, self._channel):
             await solar.dim_array(self._supply, self._channel, curve, scale)
         else:
-            await solar.play_array(self._supply, self._channel, curve, scale=scale)
+            await solar.play_array(self._supply, self._channel, curve, scale=scale, go_on=go_on)
         self._loaded = True
         if self._supply.capabilities.ocp_follows_limit:
             await solar.disarm_ocp(self._supply, self._channel)

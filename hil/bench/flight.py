@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hil.bench import exporter
-from hil.bench.arrayflight import array_plan
+from hil.bench.arrayflight import GoOn, array_plan
 from hil.bench.board import BoardOwner
 from hil.bench.consoles import ConsoleLog
 from hil.bench.exporter import FlightMetrics, phase_of
@@ -113,9 +113,18 @@ class FlightControl:
 
     @classmethod
     async def begin(
-        cls, board: BoardOwner, mission_path: Path, run_dir: Path, start_s: float, meta: Mapping[str, str]
+        cls,
+        board: BoardOwner,
+        mission_path: Path,
+        run_dir: Path,
+        start_s: float,
+        meta: Mapping[str, str],
+        go_on: GoOn,
     ) -> FlightControl:
-        """Compile the mission and start its clock. Raises UsageError when it does not fit the board or the bench."""
+        """Compile the mission and start its clock. Raises UsageError when it does not fit the board or the bench.
+
+        What takes minutes asks `go_on` meanwhile, and what that raises ends it.
+        """
         await board.loop()
         # A day compiles in some 0.1 s, mostly inside numpy: a thread is enough, a process would take longer to start.
         mission, timeline = await asyncio.to_thread(_prepare, mission_path, board, run_dir)
@@ -123,13 +132,13 @@ class FlightControl:
             raise UsageError(f"start_s {start_s:g} is behind the mission's end at {timeline.duration_s:g} s")
         flight = cls(board, mission, timeline, run_dir, start_s)
         try:
-            await flight._start(meta)
+            await flight._start(meta, go_on)
         except BaseException:
             await asyncio.shield(flight.end("start failed"))
             raise
         return flight
 
-    async def _start(self, meta: Mapping[str, str]) -> None:
+    async def _start(self, meta: Mapping[str, str], go_on: GoOn) -> None:
         power = self.timeline.environment.power
         if power is None:
             raise UsageError(f"{self.mission.path}: a flight needs the mission's `power:`")
@@ -139,7 +148,7 @@ class FlightControl:
         for channel in self.board.channels:
             if channel.array is not None:
                 plan = array_plan(self.timeline)
-                told = await channel.array.prepare(plan, self._start_s, channel.envelope, self.board.name)
+                told = await channel.array.prepare(plan, self._start_s, channel.envelope, self.board.name, go_on)
                 self._write("array_programmed", **told)
         # The clock counts from here, not from before the compilation.
         self.clock = self.player.clock = MissionClock(self._start_s, self._monotonic())

@@ -217,7 +217,12 @@ class Operations:
             await self._heart.ensure()
             self._boards.flight = None
             self._boards.flight = await FlightControl.begin(
-                board, Path(body.mission_path), Path(body.run_dir), body.start_s, await self._meta(board)
+                board,
+                Path(body.mission_path),
+                Path(body.run_dir),
+                body.start_s,
+                await self._meta(board),
+                lambda: self._may_drive(token, body.board),
             )
             try:
                 self._may_drive(token, body.board)

@@ -8,7 +8,9 @@ models and forgets its settings: it is refused while the output is on.
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hil.drivers.codec import ReadbackError
@@ -23,6 +25,9 @@ TABLE_SPAN = 1.25
 #: How long an instrument with a table is left alone after its mode was entered, and after a table was handed over:
 #: until it has loaded, an output that goes on has the plain set voltage.
 TABLE_PAUSE_S = 2.0
+#: Points that are sent in one turn of the supply, 2 s of an instrument that wants 15 ms between messages: what else is
+#: to be said to it, its closing too, waits no longer.
+TABLE_TURN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,18 @@ class Curve:
         return (self.vmp_v * (1.0 + rs * self.isc_a / self.voc_v) + rs * (self.imp_a - self.isc_a)) / self.voc_v
 
 
-async def play_array(supply: ScpiSupply, ch: int, curve: Curve, *, scale: float = 1.0) -> None:
+def unasked() -> None:
+    """Nobody ends a loading."""
+
+
+async def play_array(
+    supply: ScpiSupply, ch: int, curve: Curve, *, scale: float = 1.0, go_on: Callable[[], object] = unasked
+) -> None:
     """Make channel `ch` an array with this curve at `scale` (0.01..1) of its light; the output stays as it is.
 
-    UsageError, with nothing sent, when the curve makes no sense or leaves the channel's range. SafetyError when the
-    mode would have to change while the output is on, ReadbackError when the instrument plays something else.
+    A table takes minutes: `go_on` is asked between its turns, and what it raises ends the loading. UsageError, with
+    nothing sent, when the curve makes no sense or leaves the channel's range. SafetyError when the mode would have to
+    change while the output is on, ReadbackError when the instrument plays something else.
     """
     curve.check()
     await supply.open()
@@ -92,7 +104,15 @@ async def play_array(supply: ScpiSupply, ch: int, curve: Curve, *, scale: float 
     if not 0.01 <= scale <= 1.0:
         raise UsageError(f"the light of an array must be 0.01 to 1 of full, got {scale:g}; nothing was sent")
     talk = Dialogue(supply.dialect)
-    await supply.converse(_play(talk, ch, curve, limits, scale))
+    if supply.dialect.has("sas_point"):
+        amperes = await asyncio.to_thread(table_currents, curve, limits.rated_v)  # some 0.3 s of arithmetic
+        await supply.converse(_begin_table(talk, ch))
+        for first in range(0, len(amperes), TABLE_TURN):
+            go_on()
+            await supply.converse(_points(talk, ch, first, amperes[first : first + TABLE_TURN]))
+        await supply.converse(_end_table(talk, ch, scale))
+    else:
+        await supply.converse(_play(talk, ch, curve, limits, scale))
     await _raise_refused(supply)
 
 
@@ -172,25 +192,37 @@ def _switch_mode(talk: Dialogue, ch: int, wanted: str) -> Steps[bool]:
 
 
 def _play(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: float) -> Steps[None]:
-    entered = yield from _switch_mode(talk, ch, "SAS")
-    if talk.dialect.has("sas_point"):
-        if entered:
-            yield Pause(TABLE_PAUSE_S)
-        for index, amperes in enumerate(table_currents(curve, limits.rated_v)):
-            yield from talk.tell("sas_point", ch, index=index, a=amperes)
-        yield from talk.tell("sas_submit", ch)
+    yield from _switch_mode(talk, ch, "SAS")
+    yield from _four_values(talk, ch, curve, limits, scale)
+
+
+def _begin_table(talk: Dialogue, ch: int) -> Steps[None]:
+    if (yield from _switch_mode(talk, ch, "SAS")):
         yield Pause(TABLE_PAUSE_S)
-        yield from _scale(talk, ch, scale)
-    else:
-        yield from _four_values(talk, ch, curve, limits, scale)
 
 
-def _dim(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: float) -> Steps[None]:
+def _points(talk: Dialogue, ch: int, first: int, amperes: Sequence[float]) -> Steps[None]:
+    for index, value in enumerate(amperes, first):
+        yield from talk.tell("sas_point", ch, index=index, a=value)
+
+
+def _end_table(talk: Dialogue, ch: int, scale: float) -> Steps[None]:
+    yield from _still_array(talk, ch)  # leaving the mode loses the table
+    yield from talk.tell("sas_submit", ch)
+    yield Pause(TABLE_PAUSE_S)
+    yield from _scale(talk, ch, scale)
+
+
+def _still_array(talk: Dialogue, ch: int) -> Steps[None]:
     if (yield from talk.word("sas_mode", ch)) != "SAS":
         raise SafetyError(
             f"channel {ch} plays an array no more",
             hint="somebody left its mode, or the instrument was restarted: what it feeds now is not the mission's",
         )
+
+
+def _dim(talk: Dialogue, ch: int, curve: Curve, limits: ChannelRange, scale: float) -> Steps[None]:
+    yield from _still_array(talk, ch)
     if talk.dialect.has("sas_scale"):
         yield from _scale(talk, ch, scale)
     else:

@@ -447,6 +447,44 @@ def test_a_table_is_loaded_once_and_then_only_the_light_is_sent(
     assert [line for line in said if line.startswith("IRR ")] == ["IRR 100", "IRR 100", "IRR 100", "IRR 50"]
 
 
+@pytest.mark.parametrize("ends", ["the lease", "the daemon"])
+def test_others_get_in_while_a_table_is_loaded_and_its_end_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    for module, name, value in ((solar, "TABLE_TURN", 2), (solar, "TABLE_PAUSE_S", 0.0), (ea, "EXECUTION_S", 0.0)):
+        monkeypatch.setattr(module, name, value)
+    said: list[str] = []
+    over: list[str] = []
+
+    def go_on() -> None:
+        if over:
+            raise BenchError("the lease is over")
+
+    async def body(rig: Rig) -> None:
+        monkeypatch.setattr(rig.supply, "_gap_s", 0.001)
+        execute = rig.virtual.instrument.execute
+        monkeypatch.setattr(rig.virtual.instrument, "execute", lambda message: said.append(message) or execute(message))
+        loading = asyncio.create_task(rig.source.prepare(ArrayPlan(CURVE, rig.sun), 0.0, INPUT, "vb1", go_on))
+        await rig.until(lambda: any("XY:DATA" in line for line in said))
+        before = len(rig.samples)
+        await rig.until(lambda: len(rig.samples) > before + 1)  # the power loop goes on
+        assert not loading.done()
+        if ends == "the lease":
+            over.append(ends)
+            with pytest.raises(BenchError, match="the lease is over"):
+                await loading
+            await rig.source.leave()
+            assert not await plays_array(rig.supply, 1)
+        else:
+            await rig.supply.close()
+            with pytest.raises(UsageError, match="was closed"):
+                await loading
+
+    fly(tmp_path, body, "ea-pv")
+    assert 2 <= sum("XY:DATA" in line for line in said) < 4096
+    assert not any("XY:SUBM" in line for line in said)
+
+
 def test_what_an_array_left_behind_is_not_the_next_boards(tmp_path: Path) -> None:
     """As after the death of a daemon: the output is off, the mode and the curve are still there."""
 

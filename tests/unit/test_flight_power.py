@@ -90,7 +90,7 @@ def fly(tmp_path: Path, path: Path, body: Callable[[Rig], Awaitable[None]], mete
                 on_failure=lambda _, error: None,
             )  # fmt: skip
             try:
-                flight = await FlightControl.begin(board, path, directory, 0.0, {})
+                flight = await FlightControl.begin(board, path, directory, 0.0, {}, lambda: None)
                 flights.append(flight)
                 virtual.instrument.execute(":APPL CH2,15,1;:OUTP CH2,ON")
                 await board.on(None, lambda: None)

@@ -162,6 +162,7 @@ def test_chroma_takes_four_values_and_a_trigger() -> None:
 
 
 def test_ea_plays_a_table_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solar, "TABLE_TURN", 4)
     monkeypatch.setattr(solar, "TABLE_POINTS", 6)  # 0, 20, 40, 60, 80 and 100 V
     pauses: list[float] = []
     sleep = asyncio.sleep
@@ -187,6 +188,7 @@ def test_ea_plays_a_table_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> 
             for index, amperes in enumerate(points)
             for line in say(f"FUNC:GEN:XY:LEV {index}", f"FUNC:GEN:XY:DATA {solar_number(amperes)}")
         ),
+        *ask("FUNC:GEN:SEL?", "PV"),  # whatever others said between its turns
         *say("FUNC:GEN:XY:SUBM", "IRR 85"),
         *ask("IRR?", "85 %", "STAT:QUES:COND?", "0", "SYST:ERR?", OK),
     )
