@@ -49,7 +49,7 @@ class Machine:
         """Without power: the server and all that was started over it; back a moment later."""
         self._running.close()
         with contextlib.suppress(OSError):
-            os.killpg(int((self.directory / "on-board/.cfdp/group").read_text()), signal.SIGKILL)
+            os.killpg(int((self.directory / "on-board/.cfdp/group").read_text().split()[0]), signal.SIGKILL)
         threading.Timer(0.5, self.boot).start()
 
     def connect(self, timeout_s: float, **options: Any) -> Shell:

@@ -11,6 +11,7 @@ import os
 import random
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -607,13 +608,27 @@ def test_a_detached_command_leads_a_group_without_setsid(tmp_path: Path) -> None
     where = tmp_path / "job"
     argv = ["sh", "-c", _LEAD, "sh", _START, str(where), "sleep", "60"]
     subprocess.run(argv, env={"PATH": str(tools)}, check=True, timeout=20)
-    group = int((where / "group").read_text())
+    group = int((where / "group").read_text().split()[0])
     assert group not in (os.getpgid(0), os.getpid())
     shell: Any = LocalShell("nothing of it")
     job = Detached(str(where), ("sleep", "60"))
     assert job.poll(shell) is None
     job.kill(shell)
     assert job.poll(shell) == 137
+
+
+def test_a_group_of_an_earlier_boot_is_a_stranger_by_now(tmp_path: Path) -> None:
+    """Its number was kept on the disk, and belongs to another service after the reboot."""
+    shell: Any = LocalShell("nothing of it")
+    job = Detached.start(shell, ["sleep", "60"], str(tmp_path / "job"))
+    group, boot = (tmp_path / "job/group").read_text().split()
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    (tmp_path / "job/group").write_text(f"{group} another-boot\n")
+    with pytest.raises(BoardError, match="gone without a status"):
+        job.poll(shell)
+    job.kill(shell)
+    assert _runs(job.directory)
+    os.killpg(int(group), signal.SIGKILL)
 
 
 def test_the_crcs_of_the_archive_are_those_of_fastcrc() -> None:

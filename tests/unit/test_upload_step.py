@@ -212,7 +212,7 @@ def test_cfdp_goes_on_after_a_reboot(
     state = tmp_path / "on-board/.cfdp-state.json"
 
     def loses() -> None:
-        os.killpg(int((tmp_path / "on-board/.cfdp/group").read_text()), signal.SIGKILL)
+        os.killpg(int((tmp_path / "on-board/.cfdp/group").read_text().split()[0]), signal.SIGKILL)
         assert_nobody_listens()
         if not kept:
             state.unlink()

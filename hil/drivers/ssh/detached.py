@@ -12,13 +12,15 @@ from hil.drivers.ssh.connection import ShellTimeout
 from hil.errors import BoardError
 from hil.model import Completed
 
+_BOOT = "/proc/sys/kernel/random/boot_id"
 # The shell that starts it leads the process group, also after its own end; `status` appears whole or not at all. Its
 # output is there, and empty, before it runs: whoever asks at once must not find none, or an earlier command's.
-_START = """
-mkdir -p "$1" && cd "$1" && rm -f status && : >stdout && : >stderr && echo $$ >group || exit
+_START = f"""
+mkdir -p "$1" && cd "$1" && rm -f status && : >stdout && : >stderr && read -r boot <{_BOOT} || exit
+echo "$$ $boot" >group || exit
 where=$1; shift
-{ cd - >/dev/null; "$@" </dev/null >"$where/stdout" 2>"$where/stderr"; echo $? >"$where/status.new"
-  mv "$where/status.new" "$where/status"; } </dev/null >/dev/null 2>&1 &
+{{ cd - >/dev/null; "$@" </dev/null >"$where/stdout" 2>"$where/stderr"; echo $? >"$where/status.new"
+  mv "$where/status.new" "$where/status"; }} </dev/null >/dev/null 2>&1 &
 """
 # Over SSH a command leads a process group of its own; over a console it belongs to the shell's, and not every small
 # system has `setsid`.
@@ -30,16 +32,18 @@ else
   python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' sh -c "$script" sh "$@" & wait $!
 fi
 """
-_POLL = """
+# In another boot its number may be that of a stranger.
+_OURS = f'read -r group boot <"$1/group" && read -r now <{_BOOT} && test "$boot" = "$now"'
+_POLL = f"""
 test -d "$1" || exit 9
 cat "$1/status" 2>/dev/null && exit
-read -r group <"$1/group" && kill -0 -"$group" 2>/dev/null && exit 8
+{_OURS} && kill -0 -"$group" 2>/dev/null && exit 8
 cat "$1/status" 2>/dev/null || exit 9
 """
 # Nobody is left to write the status of a whole group that was killed.
-_KILL = """
+_KILL = f"""
 test -e "$1/status" && exit
-read -r group <"$1/group" && kill -KILL -"$group" 2>/dev/null
+{_OURS} && kill -KILL -"$group" 2>/dev/null
 echo 137 >"$1/status.new" && mv "$1/status.new" "$1/status"
 """
 
