@@ -120,7 +120,7 @@ class _Policy(paramiko.ServerInterface):
         return True
 
     def _run(self, channel: paramiko.Channel, command: str) -> None:
-        if command.endswith(f"exec {BOOT_ID}"):
+        if command.endswith(f"exec {BOOT_ID} </dev/null"):
             command = f"echo {self.board.boot_id}"
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],

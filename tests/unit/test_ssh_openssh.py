@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 import sshd as openssh
 from sshd import Sshd
@@ -104,6 +105,25 @@ def test_pipes_break_as_elsewhere(either: Shell) -> None:
     """Python ignores SIGPIPE and would pass that on to what its helper starts."""
     done = either.run(["sh", "-c", "yes | head -n 1"], 5)
     assert (done.stdout, done.stderr, done.returncode) == ("y\n", "", 0)
+
+
+def test_a_command_that_ends_at_once_does_not_end_its_connection(
+    server: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy host may hold whoever ends a command's input until its channel is gone: OpenSSH forgives no word of it."""
+
+    def late(channel: paramiko.Channel) -> None:
+        with channel.lock:
+            message = channel._send_eof()
+        channel.status_event.wait(5)
+        while not channel.closed:
+            time.sleep(0.001)
+        channel.transport._send_user_message(message)
+
+    monkeypatch.setattr(paramiko.Channel, "shutdown_write", late)
+    with server.connect(timeout_s=10, python=None) as shell:
+        for _ in range(3):
+            assert shell.run(["true"], 5).returncode == 0
 
 
 def test_output_is_streamed_while_the_command_runs(either: Shell, tmp_path: Path) -> None:

@@ -128,7 +128,6 @@ class Shell:
                     self._worker.release()
             else:
                 with self._exec(argv, timeout_s) as channel:
-                    channel.shutdown_write()
                     self._collect(channel, argv, began + timeout_s, sink)
                     status = self._status(channel, argv)
         done = Completed(
@@ -245,15 +244,17 @@ class Shell:
         channel.exec_command(line)
         return channel
 
-    def _open(self, argv: Sequence[str], timeout_s: float) -> paramiko.Channel:
+    def _open(self, argv: Sequence[str], timeout_s: float, stdin: str = "") -> paramiko.Channel:
         """Start `argv` in the far login shell, which first says its process id on stderr and then becomes it."""
         if not argv:
             raise ValueError("argv is empty")
-        return self._command(f"printf 'hil:%s\\n' \"$$\" >&2; exec {shlex.join(argv)}", timeout_s)
+        return self._command(f"printf 'hil:%s\\n' \"$$\" >&2; exec {shlex.join(argv)}{stdin}", timeout_s)
 
     @contextlib.contextmanager
     def _exec(self, argv: Sequence[str], timeout_s: float) -> Iterator[paramiko.Channel]:
-        channel = self._open(argv, timeout_s)
+        # Not `shutdown_write`: when the command ends just then, paramiko sends that end of its input behind the channel's
+        # own end, and OpenSSH drops the whole connection for it.
+        channel = self._open(argv, timeout_s, " </dev/null")
         try:
             yield channel
         finally:
