@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -107,9 +108,7 @@ def test_pipes_break_as_elsewhere(either: Shell) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("y\n", "", 0)
 
 
-def test_a_command_that_ends_at_once_does_not_end_its_connection(
-    server: Sshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_ends_at_once_does_not_end_its_connection(server: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy host may hold whoever ends a command's input until its channel is gone: OpenSSH forgives no word of it."""
 
     def late(channel: paramiko.Channel) -> None:
@@ -433,6 +432,17 @@ def test_a_board_hashes_with_what_it_has(tools: Path, tmp_path: Path, source: Pa
     assert not part.exists()
 
 
+def test_a_slow_disk_has_done_with_the_part_before_it_is_moved(tools: Path, tmp_path: Path, source: Path) -> None:
+    """The sync beside the reading would not find it, and take that for a disk that failed."""
+    part = tmp_path / "target.part"
+    part.write_bytes(source.read_bytes())
+    script(tools, "sync", f'[ -e {part}.first ] || {{ : >{part}.first; sleep 0.2; }}; head -c 0 "$1"')
+    (tools / "sleep").symlink_to(shutil.which("sleep") or "")
+    done = land(tools, part, f"0 3\n0 0\n{hashlib.sha256(part.read_bytes()).hexdigest()}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "target").exists()
+
+
 def test_nothing_lands_but_what_was_meant_to(tools: Path, tmp_path: Path, source: Path) -> None:
     content = source.read_bytes()
     part, target = tmp_path / "target.part", tmp_path / "target"
@@ -445,7 +455,9 @@ def test_nothing_lands_but_what_was_meant_to(tools: Path, tmp_path: Path, source
         assert land(tools, part, cut_off).returncode != 0
     assert land(tools, part, f"0 1\n1 1\n0 0\n{digest}\n").returncode == 9  # a block was left out
     script(tools, "sync", "exit 1")  # a disk that failed: told once, perhaps to the sync beside the upload
-    assert land(tools, part, f"0 3\n0 0\n{digest}\n").returncode != 0
+    assert land(tools, part, f"0 3\n0 0\n{digest}\n").returncode == -signal.SIGTERM
+    script(tools, "sync", f"[ -e {part}.told ] && exit 1; touch {part}.told")  # and to the last one
+    assert land(tools, part, f"0 3\n0 0\n{digest}\n").returncode == -signal.SIGTERM
     assert part.read_bytes() == content
     assert not target.exists()
 
@@ -468,6 +480,16 @@ def test_an_upload_that_is_damaged_on_its_way_is_not_put_in_place(
     monkeypatch.undo()
     assert put(shell, source, str(tmp_path / "target")).start_offset == 0  # the damage is found by hash
     assert (tmp_path / "target").read_bytes() == content
+
+
+def test_a_board_whose_disk_fails_says_so(
+    shell: Shell, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "_LAND", f"sync() {{ false; }}\n{hashing._LAND}")
+    with pytest.raises(BoardError, match=r"sync failed on the board: .*target\.part was not put in place") as raised:
+        put(shell, source, str(tmp_path / "target"))
+    assert "dmesg" in raised.value.hint
+    assert not (tmp_path / "target").exists()
 
 
 def test_a_put_that_fails_leaves_nothing_running(shell: Shell, source: Path, tmp_path: Path) -> None:

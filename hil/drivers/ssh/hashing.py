@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -75,18 +76,20 @@ def hashed_beside(shell: Shell, path: str, timeout_s: float) -> Iterator[Callabl
 
 # The board's end of an upload. Lines `SKIP COUNT` on its standard input say which blocks are there by now; `0 0` that
 # this was all, and the line behind it what they must hash to. Writing to disk begins while the rest is on its way: it
-# is what takes longest at the end. A sync that fails ends it all, for the kernel tells of a bad disk only once.
+# is what takes longest at the end. A sync that fails ends it all, for the kernel tells of a bad disk only once; the
+# last one beside the reading is waited for, or it would not find the part any more, and fail for that.
 _LAND = f"""{DIGEST}
 part=$1 target=$2
-found=$(while read -r skip count && [ "$count" -gt 0 ]; do
+found=$({{ while read -r skip count && [ "$count" -gt 0 ]; do
   dd if="$part" bs=1048576 skip="$skip" count="$count" 2>/dev/null
   wait
   {{ sync "$part" || kill $$; }} >/dev/null &
-done | digest)
+done; wait; }} | digest)
 found=${{found%% *}}
 read -r expected || exit 1
 [ "$found" = "$expected" ] || {{ echo "$found"; exit 9; }}
-sync "$part" && mv -f "$part" "$target"
+sync "$part" || kill $$
+mv -f "$part" "$target"
 """
 _BLOCK = 1 << 20
 _STEP_BLOCKS = 8
@@ -130,6 +133,11 @@ class Landing:
         done = process.wait(timeout_s + total / HASH_BYTES_PER_S)
         if done.returncode == _MISMATCH:
             raise BoardError(f"{self._shell.name}: {self._part} has SHA-256 {done.stdout.strip()}, not {sha256}")
+        if done.returncode == -signal.SIGTERM:
+            raise BoardError(
+                f"{self._shell.name}: sync failed on the board: {self._part} was not put in place",
+                hint="`dmesg` and `df` there say what is wrong with its disk; then put the file again",
+            )
         if done.returncode != 0:
             raise BoardError(
                 f"{self._shell.name}: {self._part} was not put in place, status {done.returncode}: "

@@ -252,8 +252,8 @@ class Shell:
 
     @contextlib.contextmanager
     def _exec(self, argv: Sequence[str], timeout_s: float) -> Iterator[paramiko.Channel]:
-        # Not `shutdown_write`: when the command ends just then, paramiko sends that end of its input behind the channel's
-        # own end, and OpenSSH drops the whole connection for it.
+        # Not `shutdown_write`: when the command ends just then, paramiko sends that end of its input behind the end of
+        # the channel, and OpenSSH drops the whole connection for it.
         channel = self._open(argv, timeout_s, " </dev/null")
         try:
             yield channel
