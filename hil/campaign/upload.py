@@ -19,6 +19,7 @@ from hil.client.console_shell import ConsoleShell
 from hil.drivers import broker, cfdp
 from hil.drivers.cfdp import CfdpUpload
 from hil.drivers.ssh import Detached, Shell, ShellLost, ShellTimeout, Upload
+from hil.drivers.ssh.hashing import HASH_BYTES_PER_S
 from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inference import onboard
 from hil.inventory.mission_steps import UploadStep
@@ -325,9 +326,7 @@ class Sftp:
 
     def resume(self) -> str:
         """What the board had confirmed may be lost: the next connection hashes it, with what is put there anew."""
-        shell, directory = self._flying.board.shell, self._flying.type.onboard_dir
-        shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
-        steps.put_file(shell, Path(onboard.__file__), f"{directory}/onboard.py")
+        _put_program_again(self._flying)
         self._doubted = True
         return "where the board's file is proven good"
 
@@ -337,6 +336,13 @@ class Sftp:
 
     def close(self) -> None:
         """Nothing stays on the board."""
+
+
+def _put_program_again(flying: Flying) -> None:
+    """The program that hashes and activates: a reboot took it where the board's directory is in its memory."""
+    shell, directory = flying.board.shell, flying.type.onboard_dir
+    shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
+    steps.put_file(shell, Path(onboard.__file__), f"{directory}/onboard.py")
 
 
 def preload(flying: Flying, send: Upload, count: int) -> int:
@@ -387,7 +393,7 @@ class Cfdp:
         self._start_receiver(resume=False)
         return 0
 
-    def _start_receiver(self, *, resume: bool) -> None:
+    def _start_receiver(self, *, resume: bool) -> Detached:
         flying, directory = self._flying, self._flying.type.onboard_dir
         shell, archive = flying.board.shell, f"{directory}/cfdp.pyz"
         shell.run(["mkdir", "-p", directory], timeout_s=20, check=True)
@@ -406,21 +412,32 @@ class Cfdp:
             resume=resume,
         )
         flying.say(f"  CFDP receiver on board after {time.monotonic() - began:.1f} s")
+        return self._job
 
     def resume(self) -> str:
         """The same transaction where the board kept it, else a new one: what it sends was sent before."""
-        self._silent_s = 0.0
-        if self.complete:  # the file was on the board's disk before it said so
-            return "the file was complete"
-        self._start_receiver(resume=True)
-        assert self._job is not None
-        shell = cast("Shell", self._flying.board.shell)
-        if self._send.take_up(cfdp.resumed(self._job, shell)):
-            return f"the transaction is continued at byte {self._send.offset}"
-        why = self._job.output(shell)[1].strip()[-200:] or "the receiver kept another one"
+        self._silent_s, self._job = 0.0, None  # it ran in the earlier boot
+        _put_program_again(self._flying)
+        if self.complete:
+            if self._proven():
+                return "the file was complete"
+            self._start_receiver(resume=False)
+            why = "the complete file is gone"
+        else:
+            job = self._start_receiver(resume=True)
+            shell = cast("Shell", self._flying.board.shell)
+            if self._send.take_up(cfdp.resumed(job, shell)):
+                return f"the transaction is continued at byte {self._send.offset}"
+            why = job.output(shell)[1].strip()[-200:] or "the receiver kept another one"
         self._reached = max(self._reached, self._send.sent_to)
         self._send = CfdpUpload(self._source, self.part, ask_again_s=self._ask_again_s)
         return f"a new transaction from byte 0 ({why})"
+
+    def _proven(self) -> bool:
+        """The whole part lies on the board as it was sent; hashing is slow there, but this is rare."""
+        argv = steps.onboard_argv(self._flying, "chunk-hash", self.part, "0", str(self.total))
+        done = self._flying.board.shell.run(argv, timeout_s=60 + self.total / HASH_BYTES_PER_S)
+        return done.returncode == 0 and str(self._flying.mission.file.model.sha256) in done.stdout
 
     def send(self, window: Window) -> Moved | None:
         sent_before = self._send.sent_to

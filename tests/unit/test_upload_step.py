@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -242,6 +243,26 @@ def test_cfdp_goes_on_after_a_reboot(
     assert_whole(sky, tmp_path)
     assert not state.exists()
     assert_nobody_listens()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_reboot_behind_a_whole_file_is_looked_into(sky: Sky, tmp_path: Path, durable: bool) -> None:
+    """A board whose directory is in its memory has lost the file, and the program that would have activated it."""
+    directory = tmp_path / "on-board"
+    with contextlib.closing(upload.Cfdp(sky.flying)) as carrier:
+        (directory / "model.gguf.part").write_bytes((tmp_path / "model.bin").read_bytes())
+        carrier._send._user.finished = SimpleNamespace(condition_code=SimpleNamespace(name="NO_ERROR"))
+        assert carrier.complete
+        if not durable:
+            shutil.rmtree(directory)
+        (directory / "onboard.py").unlink(missing_ok=True)
+        told = carrier.resume()
+        assert told == (
+            "the file was complete" if durable else "a new transaction from byte 0 (the complete file is gone)"
+        )
+        assert carrier.complete == durable
+        assert (carrier._job is None) == durable
+        assert (directory / "onboard.py").exists()
 
 
 def test_a_shed_load_in_an_upload_is_waited_for(
