@@ -61,7 +61,7 @@ class ConsoleShell:
         return Completed(tuple(argv), done.stdout, "", done.returncode, done.duration_s)
 
     def start(self, argv: Sequence[str], timeout_s: float = 10.0) -> ConsoleProcess:
-        """Start a command in the background; what it prints is kept on the board."""
+        """Start a command in the background; what it prints is kept on the board. Needs `setsid` or `python3` there."""
         if not argv:
             raise ValueError("argv is empty")
         directory = f"/tmp/hil-{secrets.token_hex(6)}"  # noqa: S108  (on the board, with a name nobody can guess)

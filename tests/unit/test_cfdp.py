@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import runpy
 import select
 import shutil
 import signal
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fastcrc
@@ -549,6 +551,30 @@ def test_the_archive_receives_with_nothing_installed(source: Path, tmp_path: Pat
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
 
 
+def test_the_measured_rate_of_a_receiver_has_its_disk_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a disk that takes 100 s to sync nothing is quick, by a clock that only the disk moves far."""
+    measure = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/cfdp_receiver.py"))["main"]
+    clock, on_disk = [0.0], [0.0]
+
+    def fsync(descriptor: int) -> None:
+        on_disk[0] += 100.0
+
+    def monotonic() -> float:
+        clock[0] += 1e-3
+        return clock[0] + on_disk[0]
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(measure.__globals__, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setitem(measure.__globals__, "SPAN_S", 0.5)
+    measure(str(cfdp.archive(tmp_path / "cfdp.pyz")))
+    told = json.loads(capsys.readouterr().out)
+    assert told["value"] < 500 * 8 * 1500 / 100
+    assert [path.name for path in tmp_path.iterdir()] == ["cfdp.pyz"]
+
+
 class LocalShell:
     """Runs what a board would; its line fails at the words `fails_at`."""
 
@@ -615,6 +641,14 @@ def test_a_detached_command_leads_a_group_without_setsid(tmp_path: Path) -> None
     assert job.poll(shell) is None
     job.kill(shell)
     assert job.poll(shell) == 137
+
+
+def test_a_system_that_cannot_make_a_group_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "sh").symlink_to(shutil.which("sh") or "")
+    argv = ["sh", "-c", _LEAD, "sh", _START, str(tmp_path / "job"), "true"]
+    done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (127, "neither setsid nor python3 is on the PATH\n")
+    assert not (tmp_path / "job").exists()
 
 
 def test_a_group_of_an_earlier_boot_is_a_stranger_by_now(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _LEAD = """
 script=$1; shift
 if kill -0 -$$ 2>/dev/null; then eval "$script"
 elif command -v setsid >/dev/null; then setsid sh -c "$script" sh "$@" & wait $!
+elif ! command -v python3 >/dev/null; then echo "neither setsid nor python3 is on the PATH" >&2; exit 127
 else
   python3 -c 'import os, sys; os.setsid(); os.execvp("sh", sys.argv[1:])' sh -c "$script" sh "$@" & wait $!
 fi
