@@ -21,7 +21,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paramiko.buffered_pipe import PipeTimeout
-from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, MSG_CHANNEL_REQUEST, OPEN_SUCCEEDED
 from typing_extensions import Buffer
 
 from hil.client.shell import KeptShell, Rebooted
@@ -64,8 +64,10 @@ class BoardServer:
                 transport.add_server_key(self.host_key)
                 transport.set_subsystem_handler("sftp", paramiko.SFTPServer, _Files, board=self)
                 self.transports.append(transport)
+                policy = _Policy(self)
+                policy.answer_first(transport)
                 with contextlib.suppress(paramiko.SSHException, EOFError):
-                    transport.start_server(server=_Policy(self), event=threading.Event())
+                    transport.start_server(server=policy, event=threading.Event())
 
     def cut(self) -> None:
         """Every connection dies at once."""
@@ -91,6 +93,18 @@ class BoardServer:
 class _Policy(paramiko.ServerInterface):
     def __init__(self, board: BoardServer) -> None:
         self.board = board
+        self._commands: list[threading.Thread] = []
+
+    def answer_first(self, transport: paramiko.Transport) -> None:
+        """Start commands when their requests are answered: one that ends before that looks refused."""
+        handle = transport._channel_handler_table[MSG_CHANNEL_REQUEST]
+
+        def answer(channel: paramiko.Channel, message: paramiko.Message) -> None:
+            handle(channel, message)
+            while self._commands:
+                self._commands.pop().start()
+
+        transport._channel_handler_table = {**transport._channel_handler_table, MSG_CHANNEL_REQUEST: answer}
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
@@ -116,7 +130,7 @@ class _Policy(paramiko.ServerInterface):
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         while self.board.mute.is_set() and not channel.closed:
             time.sleep(0.01)
-        threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True).start()
+        self._commands.append(threading.Thread(target=self._run, args=(channel, command.decode()), daemon=True))
         return True
 
     def _run(self, channel: paramiko.Channel, command: str) -> None:
