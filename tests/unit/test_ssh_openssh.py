@@ -497,7 +497,7 @@ def test_a_put_that_fails_leaves_nothing_running(shell: Shell, source: Path, tmp
         put(shell, source, str(tmp_path / "nowhere" / "target"))
     with pytest.raises(SftpError, match="No such file"):
         get(shell, str(tmp_path / "nowhere"), tmp_path / "here")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(str(tmp_path / "nowhere").encode() in words for words in _command_lines()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
