@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from test_ssh import BoardServer, make_key, pin
 from upload_sky import CLOCK_RATE, CONTACT_S, RATE_BPS, Board, Pass, Sky
 
-from hil.campaign import fly, upload
+from hil.campaign import fly, reboots, upload
 from hil.campaign.pace import Pace
 from hil.client.console import Console
 from hil.client.console_shell import ConsoleShell
@@ -297,6 +297,7 @@ def test_a_link_that_fails_in_one_boot_is_no_reboot(sky: Sky, board: BoardServer
 
 def test_a_board_that_stays_down_ends_the_upload(sky: Sky, board: BoardServer, monkeypatch: pytest.MonkeyPatch) -> None:
     sky.flying.type.boot.timeout_s = 0.4
+    monkeypatch.setattr(reboots, "ASK_S", 1.0)  # of a server that is gone nothing comes, not even a refusal
     reboot_at(board, 100_000, board.stop_listening, monkeypatch)
     with pytest.raises(BoardError, match=r"vb1 went down and was not back after 0\.4 s"):
         upload.upload(sky.flying, step(clock_rate=10))
