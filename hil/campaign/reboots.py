@@ -54,15 +54,7 @@ class Reboots:
         self._sheds = self._shed_count()
         flying.board.accept_power_cut()
         if flying.flight.state()["power"]["state"] == "shed":
-            flying.say(f"  load shed, state of charge {flying.flight.state()['soc']:.0%}")
-            rate = flying.clock(self._clock_rate, cause="recharge")
-            patience_s = steps.EDGE_PATIENCE_S + flying.timeline.environment.orbit.period_s / rate
-            flying.wait(
-                "the load is restored",
-                lambda: flying.flight.state()["power"]["state"] == "on",
-                timeout_s=patience_s,
-                every_s=0.05,
-            )
+            steps.await_restored(flying, self._clock_rate)
         flying.clock(1.0, cause="boot")
         powered = steps.switched_on(flying, "load_restored")
         steps.await_boot(flying, self._console, powered, cause="load restored")

@@ -292,14 +292,19 @@ def eclipse(flying: Flying, step: EclipseStep) -> None:
         )
     flying.board.accept_power_cut()  # it was the aim
     flying.event("inference_load", **load)
-    flying.say(f"  load shed, state of charge {flying.flight.state()['soc']:.0%}")
     start = flying.board.console.mark()
-    rate = flying.clock(step.clock_rate, cause="recharge")
-    patience_s = EDGE_PATIENCE_S + flying.timeline.environment.orbit.period_s / rate
-    flying.wait("the load is restored", lambda: _power(flying)["state"] == "on", timeout_s=patience_s, every_s=0.05)
+    await_restored(flying, step.clock_rate)
     flying.say("  load restored; the board boots by itself")
     flying.clock(1.0, cause="boot")
     await_boot(flying, start, switched_on(flying, "load_restored"), cause="load restored")
+
+
+def await_restored(flying: Flying, clock_rate: float) -> None:
+    """Fly on at `clock_rate` until the load that was shed is restored, within an orbit."""
+    flying.say(f"  load shed, state of charge {flying.flight.state()['soc']:.0%}")
+    rate = flying.clock(clock_rate, cause="recharge")
+    patience_s = EDGE_PATIENCE_S + flying.timeline.environment.orbit.period_s / rate
+    flying.wait("the load is restored", lambda: _power(flying)["state"] == "on", timeout_s=patience_s, every_s=0.05)
 
 
 def _is_shed(flying: Flying, end_s: float) -> bool:
