@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import select
+import shutil
 import socket
 import sys
 import threading
@@ -18,13 +20,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from hil.client.shell import KeptShell
 from hil.drivers import cfdp
 from hil.drivers.ssh import Shell
+from hil.inference import onboard
 from hil.model import LinkState, Span
 
 RATE_BPS, CLOCK_RATE = 16e3, 150.0  # 2.4 Mbit/s of wall time: the file takes 1.1 s
 CONTACT_S, GAP_S = 120.0, 5000.0
+SIZE = 300_007
+
+
+def prepare(directory: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board's directory as a mission finds it, a file of `SIZE` bytes to bring, and a UDP port that is free."""
+    directory.mkdir()
+    shutil.copy(str(onboard.__file__), directory / "onboard.py")
+    source.write_bytes(random.Random(5).randbytes(SIZE))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(cfdp, "PORT", probe.getsockname()[1])
 
 
 class Board:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +13,13 @@ from typing import Any
 import pytest
 import sshd
 from sshd import Sshd
-from upload_sky import Board, Sky
+from upload_sky import SIZE, Board, Sky, prepare
 
 from hil.campaign import upload
 from hil.drivers import cfdp
 from hil.drivers.ssh import Shell
 from hil.errors import HilError
-from hil.inference import onboard
 from hil.inventory.mission_steps import UploadStep
-
-SIZE = 300_007
 
 
 class Machine:
@@ -74,12 +68,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 @contextlib.contextmanager
 def over(board: Board, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sky]:
     directory, source = machine.directory / "on-board", tmp_path / "model.bin"
-    directory.mkdir()
-    shutil.copy(str(onboard.__file__), directory / "onboard.py")
-    source.write_bytes(random.Random(5).randbytes(SIZE))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(cfdp, "PORT", probe.getsockname()[1])
+    prepare(directory, source, monkeypatch)
     monkeypatch.setattr(upload, "ASK_AGAIN_S", 0.2)
     monkeypatch.setattr(upload, "TELL_S", 0.0)
     monkeypatch.setattr(cfdp, "KEEP_S", 0.05)

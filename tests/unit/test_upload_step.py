@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import random
 import shutil
 import signal
 import socket
@@ -21,7 +20,7 @@ import pytest
 from console_board import ShellBoard
 from pydantic import ValidationError
 from test_ssh import BoardServer, make_key, pin
-from upload_sky import CLOCK_RATE, CONTACT_S, RATE_BPS, Board, Pass, Sky
+from upload_sky import CLOCK_RATE, CONTACT_S, RATE_BPS, SIZE, Board, Pass, Sky, prepare
 
 from hil.campaign import fly, reboots, upload
 from hil.campaign.pace import Pace
@@ -30,11 +29,8 @@ from hil.client.console_shell import ConsoleShell
 from hil.drivers import cfdp
 from hil.drivers.ssh import Detached, Shell
 from hil.errors import BenchError, BoardError, UsageError
-from hil.inference import onboard
 from hil.inventory.mission_steps import UploadStep
 from hil.model import LinkState, Span
-
-SIZE = 300_007
 
 
 @pytest.fixture
@@ -48,12 +44,7 @@ def board(tmp_path: Path) -> Iterator[BoardServer]:
 @pytest.fixture
 def sky(board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sky]:
     directory, source = tmp_path / "on-board", tmp_path / "model.bin"
-    directory.mkdir()
-    shutil.copy(str(onboard.__file__), directory / "onboard.py")
-    source.write_bytes(random.Random(5).randbytes(SIZE))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(cfdp, "PORT", probe.getsockname()[1])
+    prepare(directory, source, monkeypatch)
     monkeypatch.setattr(upload, "ASK_AGAIN_S", 0.1)
     known, key = tmp_path / "known_hosts", tmp_path / "id"
 
