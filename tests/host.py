@@ -52,10 +52,13 @@ class Host:
 def free_ports(count: int) -> list[int]:
     """TCP ports of 127.0.0.1 that are free now, for a server that starts later.
 
-    Below those that the kernel gives to whoever asks for any, so that none of them is taken meanwhile.
+    Below those that the kernel gives to whoever asks for any, so that none of them is taken meanwhile. Each worker of a
+    test run has ports of its own: two that ask at once would both find the same one free.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     below = range(lowest // 2, lowest) if lowest > 8192 else range(8192, 60_000)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    below = below[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
     found: list[int] = []
     for port in random.SystemRandom().sample(below, len(below)):
         if len(found) == count:
