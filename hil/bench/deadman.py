@@ -325,6 +325,8 @@ class _Watchman:
                 data = self._socket.recv(_PACKET)
             except BlockingIOError:
                 return ""
+            except ConnectionResetError:  # it died and left a word of ours unread
+                data = b""
             except OSError as error:
                 return f"the heartbeat broke: {error}"
             if not data:

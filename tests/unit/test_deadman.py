@@ -376,3 +376,13 @@ def test_arming_needs_an_answer(tmp_path: Path) -> None:
         await deadman.stop()
 
     asyncio.run(body())
+
+
+def test_a_daemon_that_dies_with_a_word_unread_has_ended_like_any_other() -> None:
+    ours, daemons = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        watchman = object.__new__(_Watchman)
+        watchman._socket = ours
+        ours.send(b"{}")
+        daemons.close()  # the kernel tells it as a reset, not as an end
+        assert watchman._read() == "the daemon closed its heartbeat"
