@@ -7,9 +7,9 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := .venv-peers
-# Pytest workers: one flies the shared mission, one has all other tests with boards (at most two are up at once), two
-# the rest. Most of their time they wait, so four do well on two cores.
-WORKERS ?= 4
+# Pytest workers: one flies the shared mission, one has all other tests with boards (at most two are up at once), one the
+# rest. Most of their time they wait, so three do well on two cores; four are half a minute quicker and trip over it.
+WORKERS ?= 3
 
 .PHONY: help setup system venv images demo test lint bench soak offline clean
 
