@@ -177,7 +177,7 @@ def main() -> int:
                         missed.append(f"{case.name}, {way}: the file is not whole")
                     if way == "cfdp" and case.state.loss == 0.01 and fill < FILL_LIMIT:
                         missed.append(f"{case.name}: CFDP fills {fill:.1%}, the limit is {FILL_LIMIT:.0%}")
-    print("after a reboot of the board SFTP resumes from what hashes right there, CFDP begins anew")
+    print("after a reboot of the board both go on from what is on its disk")
     for text in missed:
         print(text)
     return 1 if missed else 0
