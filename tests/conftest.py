@@ -6,15 +6,20 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sshd
-from host import Host, left_behind
-from sshd import Sshd
+import timelapse
 
-from hil.errors import HilError
+time.monotonic = timelapse.monotonic  # before anything of hil takes it for a default
+
+import sshd  # noqa: E402
+from host import Host, left_behind  # noqa: E402
+from sshd import Sshd  # noqa: E402
+
+from hil.errors import HilError  # noqa: E402
 
 
 def pytest_configure() -> None:

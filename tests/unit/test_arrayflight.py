@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timelapse
 from test_powerloop import FAST, FakeDeadman
 
 from hil.bench.arrayflight import ArrayPlan, ArraySource
@@ -145,7 +146,7 @@ def fly(
             assert not rig.channel.output_on
             return rig
 
-    return asyncio.run(steps())
+    return timelapse.run(steps())
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -516,7 +517,7 @@ def test_what_an_array_left_behind_is_not_the_next_boards(tmp_path: Path) -> Non
             await asyncio.wait((task,))
             await supply.close()
 
-    asyncio.run(steps())
+    timelapse.run(steps())
 
 
 def test_the_least_light_is_what_the_instrument_can_tell_from_none(tmp_path: Path) -> None:

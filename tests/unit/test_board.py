@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timelapse
 from test_powerloop import FakeDeadman
 
 from hil.bench.board import BoardOwner, Channel
@@ -123,7 +124,7 @@ def run(
                 await supply.close()
             assert not any(channel.output_on for channel in virtual.instrument.channels.values())
 
-    asyncio.run(steps())
+    timelapse.run(steps())
 
 
 @pytest.mark.parametrize("lit", [True, False, None])
@@ -487,7 +488,7 @@ def test_a_pressed_line_is_let_go_of_whatever_happens() -> None:
         with pytest.raises(UsageError, match="pressed for up to 30 s"):
             await controls.press("reset", 31.0)
 
-    asyncio.run(body())
+    timelapse.run(body())
     os.close(master)
     os.close(slave)
 
@@ -514,7 +515,7 @@ def test_a_press_that_is_called_off_on_its_way_does_not_overtake_its_release() -
         with pytest.raises(asyncio.CancelledError):
             await press
 
-    asyncio.run(body())
+    timelapse.run(body())
     assert said == [True, False]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timelapse
 from test_flight_channels import AUX, CH1, CH2, ENVELOPE, Rig, run
 
 from hil.bench.powerfaults import LatchUpLimits, NotTogether, Together
@@ -207,7 +208,7 @@ def test_two_lists_of_one_instrument_play_at_the_same_time() -> None:
             assert [virtual.instrument.execute(f"VOLT:MODE? (@{n})") for n in (1, 2)] == ["FIX", "FIX"]
             await supply.close()
 
-    asyncio.run(steps())
+    timelapse.run(steps())
 
 
 # ---------------------------------------------------------------------------------------------------------- latch-ups

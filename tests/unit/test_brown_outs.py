@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import timelapse
 from test_powerloop import ENVELOPE, Rig, fly
 
 from hil.bench import powerfaults
@@ -195,7 +196,7 @@ def test_a_list_ends_by_itself_when_its_owner_dies(tmp_path: Path) -> None:
             assert await supply.output_state(1)
             await supply.close()
 
-    asyncio.run(steps())
+    timelapse.run(steps())
 
 
 def test_a_long_dip_is_metered_as_it_goes_and_restarts_the_board(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_a_slow_supply_says_what_it_reached(tmp_path: Path) -> None:
                 await supply.dip({1: (-1.0, 12.0)}, 0.01)
             await supply.close()
 
-    asyncio.run(steps())
+    timelapse.run(steps())
 
 
 def test_a_dip_has_bounds_without_a_supply() -> None:

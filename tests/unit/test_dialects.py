@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import timelapse
 from scripted_supply import Exchange, ScriptedLine, play, scripted
 
 from hil.drivers import codec, scpi
@@ -628,7 +629,7 @@ def test_korad_waits_eighty_milliseconds_and_drops_the_sixth_byte() -> None:
         with pytest.raises(AssertionError):
             await supply.setpoint(1)  # the script ends after VSET1?
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     assert line.dropped == 1
 
 
@@ -765,7 +766,7 @@ def test_ea_settings_may_read_back_late_but_not_never() -> None:
         with pytest.raises(AssertionError, match="STAT:QUES"):  # having given up, it asks for errors
             await supply.program(1, PROGRAM)
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     assert line.script
 
 
@@ -1045,5 +1046,5 @@ def spoken_gaps(name: str, action: Action) -> tuple[list[float], float]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scpi.asyncio, "sleep", sleep)
-        asyncio.run(steps())
+        timelapse.run(steps())
     return [b - a for a, b in itertools.pairwise(times)], dialect(name).min_gap_s

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timelapse
 from test_powerloop import FakeDeadman
 
 from hil.bench.board import BoardOwner, Channel
@@ -138,7 +139,7 @@ def run(
             assert not deadman.armed
             return rig
 
-    return asyncio.run(steps())
+    return timelapse.run(steps())
 
 
 @pytest.mark.parametrize("again", [False, True])

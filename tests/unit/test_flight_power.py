@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timelapse
 from test_powerloop import FakeDeadman
 
 from hil.bench.board import BoardOwner, Channel
@@ -101,7 +102,7 @@ def fly(tmp_path: Path, path: Path, body: Callable[[Rig], Awaitable[None]], mete
                 await board.rest()
                 await supply.close()
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     return directory
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timelapse
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -149,7 +150,7 @@ def run(scenario: Awaitable[None]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(scenario, 60)
 
-    asyncio.run(bounded())
+    timelapse.run(bounded())
 
 
 @pytest.mark.parametrize("rate", [1.0, 60.0])
@@ -327,7 +328,7 @@ def test_a_link_that_cannot_be_cleared_is_said_and_its_connection_dropped() -> N
             await link.close()
         assert box.closed
 
-    asyncio.run(body())
+    timelapse.run(body())
 
 
 def test_who_died_with_a_shaped_link_is_cleared_up_after(tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_who_died_with_a_shaped_link_is_cleared_up_after(tmp_path: Path) -> None
         with pytest.raises(BenchError, match="cannot write"):
             await LinkOwner("box", box, tmp_path / "absent" / "mark").apply(NO_EMULATION, 0.0)
 
-    asyncio.run(body())
+    timelapse.run(body())
 
 
 def test_without_a_link_the_edges_still_pass() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timelapse
 
 from hil.bench.crosscheck import CrossCheck, MeterBounds
 from hil.bench.deadman import ArmedOutput
@@ -140,7 +141,7 @@ def fly(
                 await supply.close()
             return rig
 
-    return asyncio.run(steps())
+    return timelapse.run(steps())
 
 
 def battery(soc: float = 0.8, resistance_ohm: float = 0.1, capacity_ah: float = 0.05) -> EpsModel:
@@ -741,7 +742,7 @@ def test_energy_is_the_missions_at_the_rate_it_was_drawn_at() -> None:
             now[0] = 103.5
             clock.skip_to(9000.0, now[0])
 
-    asyncio.run(skip())
+    timelapse.run(skip())
     assert flown.metered(20.0, 103.0, 104.0) == pytest.approx(10.0)
     assert flown.ledger.metered_j == 65.0
 
@@ -880,7 +881,7 @@ def test_channels_of_one_supply_get_equal_turns_and_the_period_of_all_their_exch
             await supply.close()
         return found
 
-    assert fair(asyncio.run(steps())), "no second in which each had its turns and nobody stood in line"
+    assert fair(timelapse.run(steps())), "no second in which each had its turns and nobody stood in line"
 
 
 @pytest.mark.soak

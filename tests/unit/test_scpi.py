@@ -7,6 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+import timelapse
 
 from hil.drivers import codec, scpi, transport
 from hil.drivers.codec import LINE, ErrorEntry, Frame, Inbox
@@ -93,7 +94,7 @@ def run(action: Callable[[ScpiSupply], Awaitable[object]], *exchanges: Exchange)
         finally:
             assert script.dialogue == []
 
-    return asyncio.run(steps())
+    return timelapse.run(steps())
 
 
 # ------------------------------------------------------------------------------------------------------------ codec
@@ -151,7 +152,7 @@ def test_numbers_on_the_wire_have_no_exponent() -> None:
 # --------------------------------------------------------------------------------------------------------- dialogue
 def test_opening_clears_identifies_and_reads_every_output() -> None:
     supply, script = dialogue()
-    asyncio.run(supply.open())
+    timelapse.run(supply.open())
     assert script.dialogue == []
     assert (supply.identity.maker, supply.identity.model) == ("RIGOL TECHNOLOGIES", "DP832")
     assert supply.capabilities.channels[3].voltage_max_v == 5.3
@@ -161,7 +162,7 @@ def test_opening_clears_identifies_and_reads_every_output() -> None:
 def test_a_stranger_is_not_driven() -> None:
     supply, _ = dialogue(("*CLS", None), ("*IDN?", "ACME,PSU9000,1,1"), opened=False)
     with pytest.raises(BenchError, match="no model that dialect"):
-        asyncio.run(supply.open())
+        timelapse.run(supply.open())
 
 
 def test_program_sets_the_limit_before_the_voltage_and_reads_both_back() -> None:
@@ -303,7 +304,7 @@ def test_after_a_failure_identity_and_outputs_are_read_before_anything_else(fail
             await supply.output_state(1)
         assert await supply.regulation(1) == "CV"
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     assert script.connects == 2
     assert script.dialogue == []
     assert supply.recovery is not None
@@ -320,7 +321,7 @@ def test_another_instrument_at_the_same_address_is_not_driven() -> None:
         with pytest.raises(SafetyError, match="another instrument answers"):
             await supply.output(1, True)
 
-    asyncio.run(steps())
+    timelapse.run(steps())
 
 
 def test_bytes_that_nobody_asked_for_poison_the_session() -> None:
@@ -333,7 +334,7 @@ def test_bytes_that_nobody_asked_for_poison_the_session() -> None:
             await supply.output_state(1)
         assert await supply.output_state(1) is False
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     assert script.connects == 2
 
 
@@ -358,7 +359,7 @@ def test_a_cancelled_exchange_poisons_too() -> None:
         script.read = read  # type: ignore[method-assign]
         assert await supply.output_state(1) is False
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     assert script.connects == 2
 
 
@@ -371,7 +372,7 @@ def test_a_refusal_does_not_poison() -> None:
             await supply.program(1, Setpoint(99, 1))
         await supply.output_state(1)
 
-    asyncio.run(steps())
+    timelapse.run(steps())
     assert script.connects == 1
 
 
@@ -384,7 +385,7 @@ def test_a_closed_supply_says_so() -> None:
         await supply.measure(1)
 
     with pytest.raises(UsageError, match="was closed"):
-        asyncio.run(steps())
+        timelapse.run(steps())
 
 
 def test_unverified_commands_are_listed_for_the_doctor() -> None:

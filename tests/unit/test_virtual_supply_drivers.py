@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timelapse
 
 from hil.drivers.dialects import dialect
 from hil.drivers.forced_off import force_off
@@ -50,7 +51,7 @@ def run(
 
     for left in (2, 1, 0):
         try:
-            asyncio.run(steps())
+            timelapse.run(steps())
             break
         except (InstrumentError, ReadbackError):
             if not left or not dialect(name).min_gap_s:
