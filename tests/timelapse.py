@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class _Monotonic:
-    """In the place of `time.monotonic`. No function: pyserial makes the builtin an attribute of a class and calls it."""
+    """In place of `time.monotonic`. No function: pyserial makes the builtin an attribute of a class and calls it."""
 
     def __call__(self) -> float:
         return _real() + _ahead_s
