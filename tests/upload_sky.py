@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from hil.client.shell import KeptShell
+from hil.client.shell import ATTEMPT_S, KeptShell
 from hil.drivers import cfdp
 from hil.drivers.ssh import Shell
 from hil.inference import onboard
@@ -54,12 +54,13 @@ class Board:
         self.cut: Exception | None = None  # its power was, and nobody has accepted it
         self.accepted = 0
         self.looked: list[int | None] = []
+        self.attempt_s = ATTEMPT_S
 
     @property
     def shell(self) -> Any:
         if self.cut is not None:
             raise self.cut
-        return self._kept.get()
+        return self._kept.get(self.attempt_s)
 
     def accept_power_cut(self) -> None:
         self.cut = None

@@ -287,7 +287,7 @@ def test_a_link_that_fails_in_one_boot_is_no_reboot(sky: Sky, board: BoardServer
 
 
 def test_a_board_that_stays_down_ends_the_upload(sky: Sky, board: BoardServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    sky.flying.type.boot.timeout_s = 0.4
+    sky.flying.type.boot.timeout_s = sky.flying.board.attempt_s = 0.4
     monkeypatch.setattr(reboots, "ASK_S", 1.0)  # of a server that is gone nothing comes, not even a refusal
     reboot_at(board, 100_000, board.stop_listening, monkeypatch)
     with pytest.raises(BoardError, match=r"vb1 went down and was not back after 0\.4 s"):
