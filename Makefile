@@ -7,6 +7,9 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 PEERS := .venv-peers
+# A test run starts some hundred Pythons: each would compile everything again where the environment forbids bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 # Pytest workers: one flies the shared mission, one has all other tests with boards (at most two are up at once), one the
 # rest. Most of their time they wait, so three do well on two cores; four are half a minute quicker and trip over it.
 WORKERS ?= 3

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timelapse
 
 from hil.bench.leased_streams import LeasedStreams
 from hil.bench.pumps import Pace
@@ -38,7 +37,7 @@ class Served:
         mute = JumpHost(address="127.0.0.1", port=9, known_hosts=directory)
         self.mute = BenchBoard.model_construct(mgmt=SshWire(**here, port=9, jump=(mute,)), payload=None)
         ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: timelapse.run(self._serve(ready)), daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
         self._thread.start()
         assert ready.wait(5)
 
@@ -241,8 +240,8 @@ def test_pumps_that_share_a_pace_share_its_rate() -> None:
             await pace.spend(1)
         return time.monotonic() - began
 
-    assert 0.19 < timelapse.run(both()) < 10
-    assert min(timelapse.run(keys()) for _ in range(5)) < 0.1  # nobody who types waits
+    assert 0.19 < asyncio.run(both()) < 10
+    assert min(asyncio.run(keys()) for _ in range(5)) < 0.1  # nobody who types waits
 
 
 @pytest.mark.parametrize(

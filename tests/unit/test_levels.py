@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-import timelapse
 from plug import Plug
 
 from hil.bench import safety
@@ -65,21 +64,21 @@ def test_a_protection_that_stays_off_on_an_array_makes_no_level() -> None:
     assert (found.level, len(found.reasons)) == ("D", 1)
     assert "stays off: it would trip wherever an array limits the current" in found.reasons[0]
     with pytest.raises(SafetyError, match="level D and this bench accepts C or better") as no:
-        timelapse.run(Layers().level(at_limit, array=True))
+        asyncio.run(Layers().level(at_limit, array=True))
     assert "accept_level: D" in no.value.hint
-    assert timelapse.run(Layers(accept="D").level(at_limit, array=True)).level == "D"
+    assert asyncio.run(Layers(accept="D").level(at_limit, array=True)).level == "D"
 
 
 def test_losing_an_outlet_lowers_the_level_and_needs_consent(plug: Plug) -> None:
     layers = Layers(plug.address, accept="B")
-    assert timelapse.run(layers.level(DP800)).level == "B"
+    assert asyncio.run(layers.level(DP800)).level == "B"
     plug.close()
     with pytest.raises(
         SafetyError, match=r"level C and this bench accepts B or better: .*its outlet is no layer"
     ) as no:
-        timelapse.run(layers.level(DP800))
+        asyncio.run(layers.level(DP800))
     assert "accept_level: C" in no.value.hint
-    assert timelapse.run(dataclasses.replace(layers, accept="C").level(DP800)).level == "C"
+    assert asyncio.run(dataclasses.replace(layers, accept="C").level(DP800)).level == "C"
 
 
 # ---------------------------------------------------------------------------------------------------------- watchdog
@@ -121,7 +120,7 @@ def n6700(directory: Path, body: Callable[[Rig], Awaitable[None]], delay_s: floa
             await body(rig)
             await rig.supply.close()
 
-    timelapse.run(steps())
+    asyncio.run(steps())
 
 
 def test_the_watchdog_is_armed_before_output_on_and_leaves_with_the_last_output(tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def deaf_supply(directory: Path, outlet: str, body: Callable[[VirtualSupply, Int
             journal.opened(intent)
             await body(virtual, intent, journal)
 
-    timelapse.run(steps())
+    asyncio.run(steps())
 
 
 def test_an_output_that_does_not_go_off_is_cut_at_its_outlet_by_whoever_needs_it(tmp_path: Path, plug: Plug) -> None:

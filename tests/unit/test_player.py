@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timelapse
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -150,7 +149,7 @@ def run(scenario: Awaitable[None]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(scenario, 60)
 
-    timelapse.run(bounded())
+    asyncio.run(bounded())
 
 
 @pytest.mark.parametrize("rate", [1.0, 60.0])
@@ -328,7 +327,7 @@ def test_a_link_that_cannot_be_cleared_is_said_and_its_connection_dropped() -> N
             await link.close()
         assert box.closed
 
-    timelapse.run(body())
+    asyncio.run(body())
 
 
 def test_who_died_with_a_shaped_link_is_cleared_up_after(tmp_path: Path) -> None:
@@ -346,7 +345,7 @@ def test_who_died_with_a_shaped_link_is_cleared_up_after(tmp_path: Path) -> None
         with pytest.raises(BenchError, match="cannot write"):
             await LinkOwner("box", box, tmp_path / "absent" / "mark").apply(NO_EMULATION, 0.0)
 
-    timelapse.run(body())
+    asyncio.run(body())
 
 
 def test_without_a_link_the_edges_still_pass() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timelapse
 
 from hil.bench.remote import RemoteServer, Users, certificate, fingerprint, guarded
 from hil.client.http import DaemonGone, Http
@@ -75,7 +74,7 @@ class Served:
                 await self._over.wait()
                 server.close()
 
-        timelapse.run(body())
+        asyncio.run(body())
 
 
 @pytest.fixture
@@ -172,7 +171,7 @@ def test_a_call_of_a_user_who_is_removed_has_no_client_any_more(tmp_path: Path) 
 
     headers = [(b"authorization", b"Bearer " + token.encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/leases", "headers": headers}
-    timelapse.run(guarded(waits, users)(scope, receive, None))
+    asyncio.run(guarded(waits, users)(scope, receive, None))
     assert left == ["http.disconnect"]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any
 
 import httpx
 import pytest
-import timelapse
 from pydantic import ValidationError
 
 from hil.bench.api import LeaseBody, LinkBody, RecordBody, make_app
@@ -24,7 +24,7 @@ def post(path: str, body: bytes) -> tuple[int, str]:
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return await client.post(path, content=body, headers={"Content-Type": "application/json"})
 
-    answer = timelapse.run(call())
+    answer = asyncio.run(call())
     return answer.status_code, answer.json()["error"]["message"]
 
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import timelapse
 
 from hil.bench import safety
 from hil.bench.levels import Layers
@@ -75,7 +74,7 @@ def rig(tmp_path: Path, steps: Callable[[Rig], Awaitable[None]], load: Load | No
             await steps(Rig(virtual, supply, journal, Intent("vb1", address, "rigol-dp800", 1, 0.6)))
             await supply.close()
 
-    timelapse.run(body())
+    asyncio.run(body())
 
 
 async def until(condition: Callable[[], bool]) -> None:

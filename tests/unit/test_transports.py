@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-import timelapse
 from pydantic import ValidationError
 
 from hil.drivers.codec import LINE, SILENCE, Frame, Inbox, InstrumentClosed, InstrumentTimeout, ReplyError
@@ -104,7 +103,7 @@ def talk(address: str, body: Callable[[Transport], Awaitable[None]]) -> None:
         finally:
             transport.close()
 
-    timelapse.run(steps())
+    asyncio.run(steps())
 
 
 # -------------------------------------------------------------------------------------------------------- addresses
@@ -286,7 +285,7 @@ def test_a_supply_on_a_serial_port_without_terminators(korad: Korad) -> None:
         assert supply.recovery is None  # the sixth byte put nothing out of step
         await supply.close()
 
-    timelapse.run(steps())
+    asyncio.run(steps())
     assert korad.heard[0] == "*IDN?"
     assert "ISET1:2.500" in korad.heard
 
@@ -303,7 +302,7 @@ def test_a_silent_serial_supply_times_out_and_is_reopened(korad: Korad) -> None:
         assert supply.recovery is not None
         await supply.close()
 
-    timelapse.run(steps())
+    asyncio.run(steps())
 
 
 def test_a_serial_port_has_one_owner_and_its_absence_is_said(korad: Korad) -> None:
@@ -363,7 +362,7 @@ def test_a_supply_over_pyvisa() -> None:
             assert await supply.regulation(1) == "CV"
             await supply.close()
 
-        timelapse.run(steps())
+        asyncio.run(steps())
 
 
 def test_a_visa_resource_that_is_not_there_is_said() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import timelapse
 
 from hil.errors import BenchError, UsageError
 from hil.virtual.supply import (
@@ -343,13 +342,13 @@ def test_a_taken_port_is_said_with_the_next_step() -> None:
             await VirtualSupply().start(port=supply.port)
 
         with pytest.raises(BenchError, match=r"cannot listen on 127.0.0.1.*[Aa]ddress already in use") as caught:
-            timelapse.run(second())
+            asyncio.run(second())
         assert "another port" in caught.value.hint
 
 
 def test_only_loopback_and_known_models_and_channels() -> None:
     with pytest.raises(UsageError, match="loopback only"):
-        timelapse.run(VirtualSupply().start("0.0.0.0"))
+        asyncio.run(VirtualSupply().start("0.0.0.0"))
     with pytest.raises(UsageError, match="rigol-dp800"):
         VirtualSupply("rigol")
     with pytest.raises(UsageError, match="no channel 9"):

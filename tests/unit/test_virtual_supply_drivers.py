@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timelapse
@@ -27,6 +28,7 @@ def run(
     tmp_path: Path,
     body: Callable[[VirtualSupply, ScpiSupply], Awaitable[None]],
     gap: bool = True,
+    in_time: Callable[[Coroutine[Any, Any, None]], None] = timelapse.run,
 ) -> None:
     """The driver on a TCP line, or on a serial port where the maker has no other.
 
@@ -51,7 +53,7 @@ def run(
 
     for left in (2, 1, 0):
         try:
-            timelapse.run(steps())
+            in_time(steps())
             break
         except (InstrumentError, ReadbackError):
             if not left or not dialect(name).min_gap_s:
@@ -231,4 +233,4 @@ def test_the_dead_man_gets_every_makers_output_off(name: str, tmp_path: Path) ->
         assert virtual.instrument.channels[1].terminal_v < 0.6
         assert not load.powered
 
-    run(name, load, tmp_path, body)
+    run(name, load, tmp_path, body, in_time=asyncio.run)  # the dead-man's clock is a thread's
