@@ -22,6 +22,12 @@ def _store(bench: inventory.Bench, board: str) -> Path:
     return bench.state_dir / f"lease-{board}.json"
 
 
+def _is_held(daemon: client.Bench, bench: inventory.Bench, board: str) -> bool:
+    """Whether the daemon still knows the lease that is stored for `board`."""
+    row = daemon.status()["boards"][board]["lease"]
+    return row is not None and row["lease"] == json.loads(_store(bench, board).read_text(encoding="utf-8"))["lease"]
+
+
 @contextlib.contextmanager
 def held_lease(daemon: client.Bench, bench: inventory.Bench, board: str) -> Iterator[client.Lease]:
     """The lease that `hil lease acquire` stored. Without one the command is refused: a lease that ends with the
@@ -121,13 +127,17 @@ def release(bench_file: str | None, board: str) -> None:
     from hil.client import attach
 
     bench = the_bench(bench_file)
-    try:
-        with attach(bench) as daemon, held_lease(daemon, bench, board) as held:
-            boards = held.boards
-            held.release()
-    except BenchError:
-        _store(bench, board).unlink(missing_ok=True)
-        raise
+    with attach(bench) as daemon:
+        try:
+            with held_lease(daemon, bench, board) as held:
+                boards = held.boards
+                held.release()
+        except BenchError:
+            # Forgotten only when it is over: without its token nobody could release it before its time.
+            with contextlib.suppress(BenchError):
+                if not _is_held(daemon, bench, board):
+                    _store(bench, board).unlink(missing_ok=True)
+            raise
     for name in boards:
         _store(bench, name).unlink(missing_ok=True)
     click.echo(f"released {', '.join(boards)}")
