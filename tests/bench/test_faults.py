@@ -81,6 +81,7 @@ def test_ctrl_c_while_the_board_boots(lab: Bench, tmp_path: Path) -> None:
         assert_interrupted(fly, "boot")
 
 
+@pytest.mark.soak  # at any moment in test_soak.py; this one looks at what was not activated
 def test_ctrl_c_while_the_model_goes_up(lab: Bench, tmp_path: Path) -> None:
     mission = write_mission(
         tmp_path, "up", steps({"boot": {}}, {"upload": {"clock_rate": 60, "preload_bytes": 0}}, {"end": {}})

@@ -311,10 +311,13 @@ def test_a_transaction_goes_on_after_a_reboot_from_what_is_on_the_disk(
     upload = CfdpUpload(source, str(tmp_path / "target"), ask_again_s=AGAIN_S)
     send_until(upload, link, 80_000)
     sent, confirmed = upload.sent_to, upload.offset
+    link.settle()
+    kept = json.loads((tmp_path / "state.json").read_text())["offset"]
+    with (tmp_path / "target").open("r+b") as torn:
+        torn.truncate(kept)  # what was not synced is gone
     known = link.reboot()
     assert known is not None
-    with (tmp_path / "target").open("r+b") as torn:
-        torn.truncate(known[1])  # what was not synced is gone
+    assert known[1] == kept
     assert upload.take_up(known)
     assert 0 < known[1] == upload.offset <= max(confirmed, known[1]) <= sent
     with link.socket() as sock:
