@@ -24,6 +24,7 @@ from hil.errors import BenchError, BoardError, HilError, UsageError
 from hil.inference import onboard
 from hil.inventory.mission_steps import UploadStep
 from hil.mission.passes import Contact
+from hil.model import Completed
 
 # Wall seconds after loss of signal at which an upload is given up: later than the link's edge, so the cut is real.
 AFTER_LOS_S = 0.3
@@ -36,6 +37,8 @@ SILENCE_S = 20.0
 ASK_AGAIN_S = 2.0
 # Wall seconds between two reports of progress.
 TELL_S = 0.25
+# How often the activation is begun: a board that goes down each time goes down because of it.
+ACTIVATIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +113,9 @@ def upload(flying: Flying, step: UploadStep) -> None:
     carrier: Carrier = Cfdp(flying) if step.protocol == "cfdp" else Sftp(flying, step)
     with contextlib.closing(carrier):
         preloaded = carrier.start()
-        moved, reboots = _fly_contacts(flying, step, carrier, preloaded)
-    argv = steps.onboard_argv(flying, "activate", carrier.part, steps.model_path(flying), model.sha256)
-    result = flying.board.shell.run(argv, timeout_s=120)
+        reboots = Reboots(flying, step.clock_rate)
+        moved, count = _fly_contacts(flying, step, carrier, preloaded, reboots)
+    result, count = _activate(flying, step, carrier, reboots, count)
     ok = result.returncode == 0
     flying.event(
         "upload_done",
@@ -122,7 +125,7 @@ def upload(flying: Flying, step: UploadStep) -> None:
         preloaded=preloaded,
         bytes_sent=sum(item.bytes_sent for item in moved),
         resent_bytes_max_per_cut=max((item.bytes_resent for item in moved), default=0),
-        reboots=reboots,
+        reboots=count,
         sha256_ok=ok,
     )
     if not ok:
@@ -132,14 +135,44 @@ def upload(flying: Flying, step: UploadStep) -> None:
     flying.event("activated", sha256=model.sha256)
 
 
-def _fly_contacts(flying: Flying, step: UploadStep, carrier: Carrier, offset: int) -> tuple[list[Moved], int]:
+def _activate(
+    flying: Flying, step: UploadStep, carrier: Carrier, reboots: Reboots, count: int
+) -> tuple[Completed, int]:
+    """Hash and put in service on board, begun again after a reboot; with how often the board went through one by then.
+
+    What was in service before the reboot stays so: `onboard.py activate` says then that it is.
+    """
+    sha256 = str(flying.mission.file.model.sha256)
+    argv = steps.onboard_argv(flying, "activate", carrier.part, steps.model_path(flying), sha256)
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return flying.board.shell.run(argv, timeout_s=120), count
+        except (BoardError, BenchError):
+            cause = reboots.since()
+            if cause is None or tries == ACTIVATIONS:
+                raise
+        count += 1
+        _put_program_again(flying)
+        _tell_reboot(flying, step, cause, "the activation is begun again", count, carrier.total)
+
+
+def _tell_reboot(flying: Flying, step: UploadStep, cause: str, goes_on: str, number: int, acknowledged: int) -> None:
+    told = {"protocol": step.protocol, "cause": cause, "goes_on": goes_on}
+    flying.event("upload_rebooted", **told, number=number, bytes_acked=acknowledged)
+    flying.say(f"  the board went through a reboot ({cause}) and is back: {goes_on}")
+
+
+def _fly_contacts(
+    flying: Flying, step: UploadStep, carrier: Carrier, offset: int, reboots: Reboots
+) -> tuple[list[Moved], int]:
     """One contact after the other until the file is on board, through reboots; `offset` bytes are there already.
 
     Returns what each contact moved and how often the board went through a reboot.
     """
     before = flying.flight.state()["upload_bytes"]  # what an earlier upload step brought
     found: list[Moved] = []
-    reboots = Reboots(flying, step.clock_rate)
     contact: Contact | None = None
     after_reboot, count = False, 0
     while not carrier.complete:
@@ -156,10 +189,7 @@ def _fly_contacts(flying: Flying, step: UploadStep, carrier: Carrier, offset: in
         after_reboot = cause is not None or (after_reboot and found[-1].bytes_sent == 0)
         if cause is not None:
             count += 1
-            goes_on = carrier.resume()
-            told = {"protocol": step.protocol, "cause": cause, "goes_on": goes_on}
-            flying.event("upload_rebooted", **told, number=count, bytes_acked=offset)
-            flying.say(f"  the board went through a reboot ({cause}) and is back: {goes_on}")
+            _tell_reboot(flying, step, cause, carrier.resume(), count, offset)
         contact = _rest_of_contact(flying)
     return found, count
 

@@ -257,6 +257,17 @@ def test_activate_refuses_a_wrong_hash_and_keeps_what_was_there(tmp_path: Path) 
     assert (final.read_bytes(), part.exists()) == (b"new model", False)
 
 
+def test_activate_again_after_a_reboot_in_the_midst_of_it(tmp_path: Path) -> None:
+    part, final = tmp_path / "m.part", tmp_path / "m.gguf"
+    wanted = hashlib.sha256(b"new model").hexdigest()
+    final.write_bytes(b"new model")
+    assert onboard.main(["activate", str(part), str(final), wanted]) == 0
+    assert final.read_bytes() == b"new model"
+    final.write_bytes(b"old")
+    assert onboard.main(["activate", str(part), str(final), wanted]) == 1
+    assert final.read_bytes() == b"old"
+
+
 def test_hashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(range(256)) * 16)

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +27,10 @@ from hil.campaign.pace import Pace
 from hil.client.console import Console
 from hil.client.console_shell import ConsoleShell
 from hil.drivers import cfdp
-from hil.drivers.ssh import Detached, Shell
+from hil.drivers.ssh import Detached, Shell, ShellLost
 from hil.errors import BenchError, BoardError, UsageError
 from hil.inventory.mission_steps import UploadStep
-from hil.model import LinkState, Span
+from hil.model import Completed, LinkState, Span
 
 
 @pytest.fixture
@@ -254,6 +254,36 @@ def test_a_reboot_behind_a_whole_file_is_looked_into(sky: Sky, tmp_path: Path, d
         assert carrier.complete == durable
         assert (carrier._job is None) == durable
         assert (directory / "onboard.py").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after", "always"])
+def test_a_reboot_in_the_activation_begins_it_again(
+    sky: Sky, board: BoardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Before the file is in service, or when it is and nobody heard so; not for ever."""
+    run, downs = Shell.run, 0
+
+    def goes_down(self: Shell, argv: Sequence[str], *args: Any, **options: Any) -> Completed:
+        nonlocal downs
+        if "activate" in argv and (downs == 0 or when == "always"):
+            downs += 1
+            if when == "after":
+                run(self, argv, timeout_s=20, check=True)
+            (tmp_path / "on-board/onboard.py").unlink()
+            board.boot_id = f"boot-{1 + downs}"
+            BoardServer.cut(board)
+        return run(self, argv, *args, **options)
+
+    monkeypatch.setattr(Shell, "run", goes_down)
+    if when == "always":
+        with pytest.raises(ShellLost):
+            upload.upload(sky.flying, step(clock_rate=10))
+        assert (downs, sky.of("activated")) == (upload.ACTIVATIONS, [])
+        return
+    upload.upload(sky.flying, step(clock_rate=10))
+    (rebooted,), (done,) = sky.of("upload_rebooted"), sky.of("upload_done")
+    assert (rebooted["goes_on"], done["reboots"]) == ("the activation is begun again", 1)
+    assert_whole(sky, tmp_path)
 
 
 def test_a_shed_load_in_an_upload_is_waited_for(
