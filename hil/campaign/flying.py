@@ -60,6 +60,7 @@ class Flying:
     answers: dict[str, str] = field(default_factory=dict)
     features: frozenset[str] = frozenset()
     _ground_ends: weakref.WeakSet[socket.socket] = field(default_factory=weakref.WeakSet)
+    _lost: HilError | None = None  # why the flight cannot go on
 
     @property
     def payload(self) -> PayloadWire:
@@ -84,7 +85,7 @@ class Flying:
         """Hang up on the board as soon as the flight cannot go on.
 
         A board without power answers nothing, and nothing tells its peer: without this a step would wait for an answer
-        until its own time-out, two minutes for a question, after the daemon is dead.
+        until its own time-out, two minutes for a question, after the daemon is dead. `wait` ends then, too.
         """
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(over,), name="hil-watch-flight", daemon=True)
@@ -96,16 +97,17 @@ class Flying:
             watcher.join()
 
     def _watch(self, over: threading.Event) -> None:
-        failures = 0
-        while failures < 2:  # one may be a hiccup of a busy host
+        failures: list[HilError] = []
+        while len(failures) < 2:  # one may be a hiccup of a busy host
             if over.wait(WATCH_S):
                 return
             try:
                 self.flight.state()
-            except HilError:
-                failures += 1
+            except HilError as error:
+                failures.append(error)
             else:
-                failures = 0
+                failures.clear()
+        self._lost = failures[-1]
         for ground in tuple(self._ground_ends):
             with contextlib.suppress(OSError):  # closed already
                 ground.shutdown(socket.SHUT_RDWR)
@@ -117,13 +119,18 @@ class Flying:
         self.journal.write(kind, t_mission=state["t_mission"], rate=state["rate"], **fields)
 
     def wait(self, what: str, condition: Callable[[], Any], *, timeout_s: float, every_s: float = 0.1) -> Any:
-        """The first true value of `condition`. Raises BoardError naming `what` after `timeout_s` wall seconds."""
+        """The first true value of `condition`. Raises BoardError naming `what` after `timeout_s` wall seconds.
+
+        What makes the flight end is raised as it is, also where `condition` takes it for a board that is not ready yet.
+        """
         deadline = time.monotonic() + timeout_s
         looked = time.monotonic()
         while True:
             value = condition()
             if value:
                 return value
+            if self._lost is not None:
+                raise self._lost
             if time.monotonic() > deadline:
                 raise BoardError(f"board {self.board_name}: waited {timeout_s:g} s in vain until {what}")
             if time.monotonic() - looked > LOOK_S:

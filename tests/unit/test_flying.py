@@ -78,3 +78,12 @@ def test_one_hiccup_hangs_nobody_up(ends: Any) -> None:
         ends[1].sendall(b"x")
         assert ground.recv(1) == b"x"
     assert not disconnected.is_set()
+
+
+def test_a_wait_for_the_board_ends_when_the_daemon_is_gone(ends: Any) -> None:
+    flight = FlightThatMayFail()
+    flying = flown(flight, threading.Event())
+    with flying.watched():
+        flight.lost.set()
+        with pytest.raises(BenchError, match="no bench daemon answers"):
+            flying.wait("the model server is healthy", lambda: False, timeout_s=20, every_s=0.01)
