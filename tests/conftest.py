@@ -1,4 +1,7 @@
-"""Fixtures for all tests. Nothing here is automatic: tests/campaigns runs on benches that are in use."""
+"""Fixtures for all tests. Nothing here is automatic: tests/campaigns runs on benches that are in use.
+
+But for the clock: it is the host's there too, in a form that `timelapse.run` can put forward.
+"""
 
 from __future__ import annotations
 

@@ -16,26 +16,17 @@ import hil.client
 from hil.errors import BenchError
 from hil.inventory import load_bench
 
-ROOT = Path(__file__).resolve().parents[2]
-BENCH = """
-schema: 1
-name: lab
-board_types: {types}
-supplies: {{psu: {{driver: scpi, dialect: rigol-dp800, address: "tcp://127.0.0.1:1"}}}}
-boards: {{b1: {{type: virtual-arm64, power: [{{supply: psu, channel: 1}}]}}}}
-"""
+BENCH = Path(__file__).resolve().parents[2] / "fixtures/benches/virtual.yaml"
 
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that `hil lease acquire b1` left."""
+    """The file that `hil lease acquire vb1` left."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    path = tmp_path / "bench.yaml"
-    path.write_text(BENCH.format(types=ROOT / "boards"))
-    monkeypatch.setenv("HIL_BENCH", str(path))
-    store: Path = load_bench(path).state_dir / "lease-b1.json"
+    monkeypatch.setenv("HIL_BENCH", str(BENCH))
+    store: Path = load_bench(BENCH).state_dir / "lease-vb1.json"
     store.parent.mkdir(parents=True, exist_ok=True)
-    store.write_text(json.dumps({"lease": "L1", "token": "t", "boards": ["b1"], "ttl_s": 60}))
+    store.write_text(json.dumps({"lease": "L1", "token": "t", "boards": ["vb1"], "ttl_s": 60}))
     return store
 
 
@@ -45,7 +36,7 @@ def daemon_that(renews: BenchError | None, holds: str | None, monkeypatch: pytes
             raise renews
 
     def status() -> dict[str, Any]:
-        return {"boards": {"b1": {"lease": None if holds is None else {"lease": holds}}}}
+        return {"boards": {"vb1": {"lease": None if holds is None else {"lease": holds}}}}
 
     @contextlib.contextmanager
     def attach(_: object) -> Iterator[SimpleNamespace]:
@@ -55,7 +46,7 @@ def daemon_that(renews: BenchError | None, holds: str | None, monkeypatch: pytes
 
 
 def release() -> int:
-    return hil.cli.run(["lease", "release", "b1"])
+    return hil.cli.run(["lease", "release", "vb1"])
 
 
 def test_a_lease_that_is_released_is_forgotten(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timelapse
 
 from hil.bench.crosscheck import CrossCheck, Disagreement, MeterBounds, RailOfBoard, other_channel
 from hil.drivers.scpi import ScpiSupply
@@ -36,7 +35,7 @@ def compare(*pairs: tuple[float, float, float], bounds: MeterBounds = BOUNDS) ->
     for at_s, supply_w, board_w in pairs:
         check.supply(reading(at_s - 0.1, supply_w))
         now.update(s=at_s, w=board_w)
-        found.append(timelapse.run(check.check()))
+        found.append(asyncio.run(check.check()))
     assert check.compared == len(pairs)
     return found
 
@@ -65,14 +64,14 @@ def test_samples_of_other_moments_are_not_compared() -> None:
         return reading(10.0, 99.0)
 
     check = CrossCheck("meter", read, MeterBounds(hold_s=0.0))
-    assert timelapse.run(check.check()) is None
+    assert asyncio.run(check.check()) is None
     check.supply(reading(9.6, 5.0))
-    assert timelapse.run(check.check()) is None
+    assert asyncio.run(check.check()) is None
     assert check.compared == 0
     check.supply(reading(9.8, 5.0))
-    assert timelapse.run(check.check()) is not None
+    assert asyncio.run(check.check()) is not None
     check.forget()
-    assert timelapse.run(check.check()) is None
+    assert asyncio.run(check.check()) is None
 
 
 def test_a_channel_of_another_supply_measures_and_nothing_else() -> None:
@@ -87,7 +86,7 @@ def test_a_channel_of_another_supply_measures_and_nothing_else() -> None:
             assert virtual.instrument.channels[2].output_on
             await supply.close()
 
-    timelapse.run(steps())
+    asyncio.run(steps())
 
 
 class BoardShell:
@@ -121,13 +120,13 @@ def test_the_boards_own_rail_is_read_and_found_again_after_the_board_was_down(tm
         return made[-1]
 
     rail = RailOfBoard(connect, "VDD_IN")
-    assert timelapse.run(rail.read()).power_w == pytest.approx(19.152 * 0.26)
-    timelapse.run(rail.read())
+    assert asyncio.run(rail.read()).power_w == pytest.approx(19.152 * 0.26)
+    asyncio.run(rail.read())
     assert len(made) == 1
     made[0].down = True
     with pytest.raises(BoardError):
-        timelapse.run(rail.read())
+        asyncio.run(rail.read())
     assert made[0].aborted == 1
     sensor.rename(tmp_path / "hwmon5")  # another number after the reboot
-    assert timelapse.run(rail.read()).current_a == 0.26
+    assert asyncio.run(rail.read()).current_a == 0.26
     assert len(made) == 2

@@ -7,7 +7,6 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
-import timelapse
 
 from hil.drivers import codec, scpi, transport
 from hil.drivers.codec import LINE, ErrorEntry, Frame, Inbox
@@ -94,7 +93,7 @@ def run(action: Callable[[ScpiSupply], Awaitable[object]], *exchanges: Exchange)
         finally:
             assert script.dialogue == []
 
-    return timelapse.run(steps())
+    return asyncio.run(steps())
 
 
 # ------------------------------------------------------------------------------------------------------------ codec
@@ -152,7 +151,7 @@ def test_numbers_on_the_wire_have_no_exponent() -> None:
 # --------------------------------------------------------------------------------------------------------- dialogue
 def test_opening_clears_identifies_and_reads_every_output() -> None:
     supply, script = dialogue()
-    timelapse.run(supply.open())
+    asyncio.run(supply.open())
     assert script.dialogue == []
     assert (supply.identity.maker, supply.identity.model) == ("RIGOL TECHNOLOGIES", "DP832")
     assert supply.capabilities.channels[3].voltage_max_v == 5.3
@@ -162,7 +161,7 @@ def test_opening_clears_identifies_and_reads_every_output() -> None:
 def test_a_stranger_is_not_driven() -> None:
     supply, _ = dialogue(("*CLS", None), ("*IDN?", "ACME,PSU9000,1,1"), opened=False)
     with pytest.raises(BenchError, match="no model that dialect"):
-        timelapse.run(supply.open())
+        asyncio.run(supply.open())
 
 
 def test_program_sets_the_limit_before_the_voltage_and_reads_both_back() -> None:
@@ -304,7 +303,7 @@ def test_after_a_failure_identity_and_outputs_are_read_before_anything_else(fail
             await supply.output_state(1)
         assert await supply.regulation(1) == "CV"
 
-    timelapse.run(steps())
+    asyncio.run(steps())
     assert script.connects == 2
     assert script.dialogue == []
     assert supply.recovery is not None
@@ -321,7 +320,7 @@ def test_another_instrument_at_the_same_address_is_not_driven() -> None:
         with pytest.raises(SafetyError, match="another instrument answers"):
             await supply.output(1, True)
 
-    timelapse.run(steps())
+    asyncio.run(steps())
 
 
 def test_bytes_that_nobody_asked_for_poison_the_session() -> None:
@@ -334,7 +333,7 @@ def test_bytes_that_nobody_asked_for_poison_the_session() -> None:
             await supply.output_state(1)
         assert await supply.output_state(1) is False
 
-    timelapse.run(steps())
+    asyncio.run(steps())
     assert script.connects == 2
 
 
@@ -359,7 +358,7 @@ def test_a_cancelled_exchange_poisons_too() -> None:
         script.read = read  # type: ignore[method-assign]
         assert await supply.output_state(1) is False
 
-    timelapse.run(steps())
+    asyncio.run(steps())
     assert script.connects == 2
 
 
@@ -372,7 +371,7 @@ def test_a_refusal_does_not_poison() -> None:
             await supply.program(1, Setpoint(99, 1))
         await supply.output_state(1)
 
-    timelapse.run(steps())
+    asyncio.run(steps())
     assert script.connects == 1
 
 
@@ -385,7 +384,7 @@ def test_a_closed_supply_says_so() -> None:
         await supply.measure(1)
 
     with pytest.raises(UsageError, match="was closed"):
-        timelapse.run(steps())
+        asyncio.run(steps())
 
 
 def test_unverified_commands_are_listed_for_the_doctor() -> None:
